@@ -1,0 +1,1 @@
+"""The LAN plane: what carries frames between the members of a LAN."""

@@ -1,0 +1,1 @@
+"""Everything on this node by name: policy, records, recovery, audit, events."""
