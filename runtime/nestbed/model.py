@@ -268,6 +268,100 @@ class Lan:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerRequest:
+    """What a caller asks for, before the node completes it: as :class:`Spec`, with empty fields to be filled."""
+
+    kind: Kind
+    process: ProcessSpec
+    name: str = ""
+    hostname: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    nics: tuple[NicSpec, ...] = ()
+    routes: tuple[Route, ...] = ()
+    gateway: str = ""
+    auto_remove: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerView:
+    """A container as callers see it."""
+
+    spec: Spec
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What ``update`` changes: None leaves things as they are; in ``resources`` so does each None."""
+
+    resources: Resources | None = None
+    restart: RestartPolicy | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LanRequest:
+    """A LAN as asked for. ``mtu`` 0 is 1500."""
+
+    name: str
+    subnet: str = ""
+    subnet6: str = ""
+    mtu: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LanMember:
+    """A NIC on a LAN and whose it is."""
+
+    container_id: str
+    container: str
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
+class LanView:
+    """A LAN as callers see it."""
+
+    lan: Lan
+    members: tuple[LanMember, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: ``type`` is ``noun.verb`` (``container.started``), ``id`` and ``name`` say to what."""
+
+    sequence: int
+    at: float
+    type: str
+    id: str
+    name: str
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a node is."""
+
+    name: str
+    id: str
+    version: str
+    kernel: str
+    cpus: int
+    memory_bytes: int
+    run_dir: str
+    state_dir: str
+    containers: int
+    containers_running: int
+    lans: int
+    started_at: float
+    kinds: tuple[Kind, ...]
+    abilities: tuple[Ability, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """The directory of one container; who keeps what in it stands in ``docs/runtime.md``.
 
