@@ -38,6 +38,8 @@ op                   arguments                                              resu
                      ``launch.json``: argv env cwd uid gid groups caps      [pidfd, terminal]
                      seccomp tty rows columns) + fds [in, out, err]
                      without ``tty``
+``adopt``            ``id``, ``wait_status`` (of waitpid(2), or null) +      ``{"status"}``; after a keeper died: nestbedd gives what it held
+                     fds [netns] or [netns, out, err]                       (duplicates), and how the program ended if it saw that
 ``restart_policy``   ``id``, ``mode``, ``max_retries``                      ``{}``
 ``release``          ``id``                                                 ``{}``; forgets the container (it must not run) and lets
                                                                             its network namespace go

@@ -1,0 +1,33 @@
+"""openat2(2): path look-up that cannot leave where it is told to stay."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from nestbed.linux.libc import call, encoded
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+_OPENAT2 = 437
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """openat2(2); the descriptor is close-on-exec. By default ``dirfd`` is treated as the root directory (RESOLVE_IN_ROOT)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return call(
+        "openat2",
+        _OPENAT2,
+        ctypes.c_int(dirfd),
+        ctypes.c_char_p(encoded(path)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )

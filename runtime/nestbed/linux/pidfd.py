@@ -1,0 +1,67 @@
+"""Process descriptors: pidfd_getfd(2), exit information of a process that is not a child, and start times."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from nestbed.linux.libc import call
+
+_PIDFD_GETFD = 438
+# struct pidfd_info of <linux/pidfd.h>: mask, cgroupid (u64), pid tgid ppid ruid rgid euid egid suid sgid fsuid fsgid (u32), exit_code (s32), ...
+_INFO = struct.Struct("=QQ11Ii")
+_INFO_BYTES = 80
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 0xC0000000 | (_INFO_BYTES << 16) | (0xFF << 8) | 11
+
+
+def pidfd_getfd(pidfd: int, target: int) -> int:
+    """pidfd_getfd(2): a close-on-exec duplicate of descriptor ``target`` of the process."""
+    return call("pidfd_getfd", _PIDFD_GETFD, ctypes.c_int(pidfd), ctypes.c_int(target), ctypes.c_uint(0))
+
+
+def exit_information(pidfd: int) -> int | None:
+    """The wait status of a process that ended and was reaped, as PIDFD_GET_INFO tells it (Linux 6.15); None if it cannot be told.
+
+    The descriptor must have been opened before the process was reaped.
+    """
+    buffer = bytearray(_INFO_BYTES)
+    _INFO.pack_into(buffer, 0, _PIDFD_INFO_EXIT, 0, *(0,) * 12)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    fields = _INFO.unpack_from(buffer)
+    return fields[13] if fields[0] & _PIDFD_INFO_EXIT else None
+
+
+def start_time(pid: int) -> int:
+    """When process ``pid`` started, in clock ticks since boot (proc(5), stat field 22); with the pid it names a process for ever.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def open_process(pid: int, started: int) -> int:
+    """A pidfd of the process with this pid and start time.
+
+    Raises:
+        ProcessLookupError: it has ended (or another one has its pid).
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        if start_time(pid) != started:
+            raise ProcessLookupError(f"process {pid} is another one now")
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pidfd

@@ -1,0 +1,807 @@
+"""One container in the keeper's charge: start, watch, log, stop, restart, exec.
+
+Everything that must outlive the keeper is in ``status.json`` before anybody is told.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nestbed.linux.namespace import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    CLONE_PARENT,
+    clone3,
+    setns,
+    unshare,
+)
+from nestbed.linux.path import openat2
+from nestbed.linux.pidfd import exit_information, open_process, start_time
+from nestbed.process.launch import BUNDLES, DEVICES, TEMPLATE, Child, Prepared, candidates
+from nestbed.process.output import Journal, Outlet, Sink
+from nestbed.process.protocol import Launch
+
+if TYPE_CHECKING:
+    from nestbed.process.keeper import Keeper
+
+Answer = tuple[dict[str, Any], list[int]]
+Completion = Callable[["Refusal | None", dict[str, Any], list[int]], None]
+
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_MAX_SECONDS = 60.0
+BACKOFF_RESET_SECONDS = 10.0
+"""A run of at least this long makes the next restart quick again."""
+
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_NET_DEFAULTS = (
+    *((f"ipv4/conf/{conf}/{name}", value) for conf in ("all", "default") for name, value in (("forwarding", "0"), ("rp_filter", "0"))),
+    *((f"ipv4/conf/{conf}/accept_redirects", "1") for conf in ("all", "default")),
+    *((f"ipv4/conf/{conf}/send_redirects", "1") for conf in ("all", "default")),
+    ("ipv4/conf/all/arp_ignore", "1"),
+    ("ipv4/conf/all/arp_announce", "2"),
+    ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv4/ping_group_range", "0 2147483647"),
+    ("ipv6/conf/default/dad_transmits", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+)
+"""A new namespace takes over IPv4 settings of the machine's first one; containers must not show on which machine they are."""
+
+_HARMLESS_BY_DEFAULT = frozenset(
+    {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+)
+_JOINED = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP
+
+
+class Refusal(Exception):
+    """What nestbedd is answered when something cannot be done: the step, an errno, and a text."""
+
+    def __init__(self, step: str, number: int, text: str) -> None:
+        super().__init__(text)
+        self.step = step
+        self.number = number
+        self.text = text
+
+
+class Charge:
+    """A container under the keeper's care. Descriptors given out in an answer are duplicates that the caller closes."""
+
+    def __init__(self, keeper: Keeper, id: str) -> None:
+        self.id = id
+        self._keeper = keeper
+        self._bundle = f"{BUNDLES}/{id}"
+        self._state = "created"
+        self._pid = 0
+        self._start_time = 0
+        self._started_at = 0.0
+        self._exit: dict[str, Any] | None = None
+        self._restarts = 0
+        self._failures = 0
+        self._stop_asked = False
+        self._policy = ("no", 0)
+        self._ours = True
+        self._netns_fd = -1
+        self._pidfd = -1
+        self._stdin_fd = -1
+        self._terminal_fd = -1
+        self._outlet: Outlet | None = None
+        self._bytes_lost = 0
+        self._told_lost = 0
+        self._waiting_sinks: list[Sink] = []
+        self._execs: dict[str, int] = {}
+        self._starting = False
+        self._memory_file = ""
+        self._oom_kills = 0
+
+    # ---- status
+
+    def status(self) -> dict[str, Any]:
+        """As in ``status.json``."""
+        pipes = [os.fstat(fd).st_ino for fd in self._outlet.sources] if self._outlet else []
+        return {
+            "state": self._state,
+            "pid": self._pid,
+            "start_time": self._start_time,
+            "started_at": self._started_at,
+            "exit": self._exit,
+            "restarts": self._restarts,
+            "log_bytes_lost": self._bytes_lost,
+            "stop_asked": self._stop_asked,
+            "pipes": pipes,
+        }
+
+    def _save(self) -> None:
+        """Write ``status.json``; on a full disk it is tried again until it succeeds."""
+        if not os.path.isdir(self._bundle):
+            return
+        new = f"{self._bundle}/status.json.new"
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, json.dumps(self.status()).encode())
+            finally:
+                os.close(fd)
+            os.rename(new, f"{self._bundle}/status.json")
+        except OSError:
+            self._keeper.loop.later(1.0, self._save)
+
+    def _event(self, name: str, fds: list[int] | None = None) -> None:
+        self._keeper.send({"event": name, "id": self.id, "status": self.status()}, fds)
+
+    # ---- network namespace
+
+    def prepare(self) -> Answer:
+        """Make the network namespace, or give the one there is."""
+        if self._netns_fd < 0:
+            self._make_netns()
+        return {}, [os.dup(self._netns_fd), self._netlink_fd()]
+
+    def netlink(self) -> Answer:
+        """A netlink socket inside the network namespace."""
+        if self._netns_fd < 0:
+            raise Refusal("netns", errno.ENOENT, "the container has no network namespace now")
+        return {}, [self._netlink_fd()]
+
+    def _make_netns(self) -> None:
+        unshare(CLONE_NEWNET)
+        try:
+            self._netns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            for path, value in _NET_DEFAULTS:
+                try:
+                    fd = os.open(f"/proc/sys/net/{path}", os.O_WRONLY | os.O_CLOEXEC)
+                except FileNotFoundError:  # no IPv6 in this kernel
+                    continue
+                os.write(fd, value.encode())
+                os.close(fd)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                request = struct.pack("16sh22x", b"lo", _IFF_UP)
+                fcntl.ioctl(probe, _SIOCSIFFLAGS, request)
+        finally:
+            setns(self._keeper.netns_fd, CLONE_NEWNET)
+
+    def _netlink_fd(self) -> int:
+        setns(self._netns_fd, CLONE_NEWNET)
+        try:
+            return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
+        finally:
+            setns(self._keeper.netns_fd, CLONE_NEWNET)
+
+    # ---- start
+
+    def start(self, complete: Completion) -> None:
+        """Clone and execute; ``complete`` is called when the program runs, or with why it does not."""
+        if self._starting or self._state == "running":
+            raise Refusal("keeper", errno.EALREADY, "it runs already")
+        self._stop_asked = False
+        self._failures = 0
+        self._restarts = 0
+        self._launch(complete)
+
+    def _read_launch(self) -> Launch:
+        try:
+            with open(f"{self._bundle}/launch.json", "rb") as file:
+                launch: Launch = json.load(file)
+        except OSError as error:
+            raise Refusal("keeper", error.errno or errno.EIO, "the bundle has no launch.json") from error
+        if launch["id"] != self.id:
+            raise Refusal("keeper", errno.EINVAL, "launch.json is of another container")
+        return launch
+
+    def _launch(self, complete: Completion) -> None:
+        launch = self._read_launch()
+        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        self._keeper.template.refresh()
+        if self._netns_fd < 0:
+            self._make_netns()
+        ours: list[int] = []
+        """Descriptors for the child alone."""
+        kept: list[int] = []
+        """Descriptors that stay here."""
+        try:
+            prepared, ends = self._prepare_child(launch, ours, kept)
+            cgroup_fd = self._cgroup_fd(launch, ours)
+            error_fd, prepared.error_fd = _pipe(kept, ours)
+            flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+            try:
+                pid, pidfd = clone3(flags, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+            except OSError as error:
+                raise Refusal("clone", error.errno or errno.EIO, "clone3") from error
+            if pid == 0:
+                Child(prepared).run()
+        except BaseException:
+            _close(kept)
+            raise
+        finally:
+            _close(ours)
+        self._starting = True
+        self._note_memory(launch)
+        self._keeper.loop.watch(error_fd, lambda: self._launched(launch, error_fd, pid, pidfd, ends, complete))
+
+    def _prepare_child(self, launch: Launch, ours: list[int], kept: list[int]) -> tuple[Prepared, tuple[int, int, int, int]]:
+        """What the child needs, and ``(stdin, out, err, terminal socket)`` that stay here, -1 where there is none."""
+        prepared = Prepared(launch=launch, error_fd=-1, stdio=None, terminal=None, netns_fd=self._netns_fd)
+        prepared.candidates = candidates(launch["argv"][0], launch["env"])
+        prepared.overlay_points = self._keeper.template.overlay_points
+        prepared.masks = self._keeper.template.masks
+        self._join_cgroups(launch, prepared, ours)
+        self._confine(launch, prepared, ours)
+        if launch["tty"]:
+            near, far = socket.socketpair()
+            kept.append(near.detach())
+            prepared.terminal = far
+            ours.append(far.fileno())
+            return prepared, (-1, -1, -1, kept[-1])
+        stdin_fd = -1
+        if launch["stdin"]:
+            child_in, stdin_fd = _pipe(ours, kept)
+        else:
+            child_in = _open(ours, f"{DEVICES}/null", os.O_RDONLY)
+        out, child_out = _pipe(kept, ours)
+        err, child_err = _pipe(kept, ours)
+        # Opened for both ways, the pipe has a reader as long as the program lives: no SIGPIPE while there is no keeper.
+        both = [_open(ours, f"/proc/self/fd/{fd}", os.O_RDWR) for fd in (child_out, child_err)]
+        prepared.stdio = (child_in, both[0], both[1])
+        return prepared, (stdin_fd, out, err, -1)
+
+    def _join_cgroups(self, launch: Launch, prepared: Prepared, ours: list[int]) -> None:
+        root = self._keeper.host_root_fd
+        for path in launch["cgroups"]:
+            try:
+                prepared.task_fds.append(_open(ours, f"{path.lstrip('/')}/tasks", os.O_WRONLY, dir_fd=root))
+            except OSError as error:
+                raise Refusal("cgroup", error.errno or errno.EIO, path) from error
+
+    def _cgroup_fd(self, launch: Launch, ours: list[int]) -> int:
+        if not launch["cgroup2"]:
+            return -1
+        path = f"{launch['cgroup2_mount']}/{launch['cgroup2']}".lstrip("/")
+        try:
+            return _open(ours, path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._keeper.host_root_fd)
+        except OSError as error:
+            raise Refusal("cgroup", error.errno or errno.EIO, f"/{path}") from error
+
+    def _confine(self, launch: Launch, prepared: Prepared, ours: list[int]) -> None:
+        prepared.seccomp = self._seccomp(launch["seccomp"])
+        if launch.get("init"):
+            # From the template copy of /usr, which is read-only: /proc/1/exe must never be writable.
+            prepared.init_fd = _open(ours, launch["init"], os.O_PATH)
+        if upper := launch["root"].get("upper"):
+            root = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+            try:
+                prepared.upper_fd = openat2(root, upper, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                raise Refusal("overlay", error.errno or errno.EIO, upper) from error
+            finally:
+                os.close(root)
+            ours.append(prepared.upper_fd)
+
+    def _seccomp(self, name: str) -> bytes:
+        if not name:
+            return b""
+        program = self._keeper.seccomp.get(name)
+        if program is None:
+            if "/" in name:
+                raise Refusal("seccomp", errno.EINVAL, name)
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.run_fd)
+            except OSError as error:
+                raise Refusal("seccomp", error.errno or errno.EIO, name) from error
+            with os.fdopen(fd, "rb") as file:
+                program = self._keeper.seccomp[name] = file.read()
+        return program
+
+    def _launched(self, launch: Launch, error_fd: int, pid: int, pidfd: int, ends: tuple[int, int, int, int], complete: Completion) -> None:
+        """The child has executed the program or told what went wrong."""
+        self._keeper.loop.watch(error_fd, None)
+        report = os.read(error_fd, 4096)
+        os.close(error_fd)
+        self._starting = False
+        stdin_fd, out, err, terminal_socket = ends
+        terminal = _receive_terminal(terminal_socket)
+        if report:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            _close([fd for fd in (pidfd, stdin_fd, out, err, terminal) if fd >= 0])
+            refusal = _refusal(report)
+            self._exit = {
+                "code": None,
+                "signal": None,
+                "reason": "start-failed",
+                "message": f"{refusal.step}: {refusal.text}",
+                "at": time.time(),
+            }
+            self._save()
+            complete(refusal, {}, [])
+            return
+        self._pid, self._pidfd, self._start_time = pid, pidfd, start_time(pid)
+        self._started_at = time.time()
+        self._state, self._exit, self._ours = "running", None, True
+        self._stdin_fd, self._terminal_fd = stdin_fd, terminal
+        self._connect_output(launch, {out: 1, err: 2} if terminal < 0 else {os.dup(terminal): 1})
+        self._save()
+        self._keeper.loop.watch(pidfd, self._ended)
+        streams = [os.dup(fd) for fd in ((out, err) if terminal < 0 else (terminal,))]
+        complete(None, {"pid": pid, "start_time": self._start_time, "status": self.status()}, [os.dup(pidfd), *streams])
+
+    def _connect_output(self, launch: Launch, sources: dict[int, int]) -> None:
+        journal = Journal(self._bundle, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
+        journal.bytes_lost = self._bytes_lost
+        self._outlet = Outlet(journal, self._keeper.loop.watch, self._keeper.loop.drain, self._note_lost)
+        for sink in self._waiting_sinks:
+            self._outlet.add_sink(sink)
+        self._waiting_sinks = []
+        for fd, stream in sources.items():
+            self._outlet.add_source(fd, stream)
+
+    def _note_lost(self, total: int) -> None:
+        """Output could not be logged; tell of it once a second at most."""
+        if self._bytes_lost == self._told_lost:
+            self._keeper.loop.later(1.0, self._tell_lost)
+        self._bytes_lost = total
+
+    def _tell_lost(self) -> None:
+        self._told_lost = self._bytes_lost
+        self._keeper.send({"event": "log_lost", "id": self.id, "bytes": self._bytes_lost})
+        self._save()
+
+    # ---- end
+
+    def _note_memory(self, launch: Launch) -> None:
+        """Where the kernel counts processes killed for want of memory, and how many so far."""
+        v1 = next((path for path in launch["cgroups"] if "/memory/" in path), "")
+        v2 = f"{launch['cgroup2_mount']}/{launch['cgroup2']}" if launch["cgroup2"] else ""
+        self._memory_file = f"{v1}/memory.oom_control" if v1 else f"{v2}/memory.events" if v2 else ""
+        self._oom_kills = self._count_oom_kills()
+
+    def _count_oom_kills(self) -> int:
+        if not self._memory_file:
+            return 0
+        try:
+            fd = os.open(self._memory_file.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.host_root_fd)
+        except OSError:
+            return 0
+        with os.fdopen(fd) as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+
+    def _ended(self) -> None:
+        """The first process ended, and with it all of the container's."""
+        self._keeper.loop.watch(self._pidfd, None)
+        self._exit = self._read_exit()
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self._outlet is not None:
+            self._outlet.finish()
+            self._outlet = None
+        _close([fd for fd in (self._stdin_fd, self._terminal_fd) if fd >= 0])
+        self._stdin_fd = self._terminal_fd = -1
+        self._pid = self._start_time = 0
+        self._settle()
+
+    def _settle(self) -> None:
+        """After an end: restart or stop for good."""
+        if time.time() - self._started_at >= BACKOFF_RESET_SECONDS:
+            self._failures = 0
+        if self._wants_restart():
+            self._state = "restarting"
+            delay = min(BACKOFF_FIRST_SECONDS * 2**self._failures, BACKOFF_MAX_SECONDS)
+            self._failures += 1
+            self._save()
+            self._event("exited")
+            self._keeper.loop.later(delay, self._restart)
+        else:
+            self._stop_for_good()
+
+    def _stop_for_good(self) -> None:
+        self._state = "stopped"
+        if self._netns_fd >= 0:
+            os.close(self._netns_fd)
+            self._netns_fd = -1
+        self._save()
+        self._event("exited")
+
+    def _read_exit(self) -> dict[str, Any]:
+        status: int | None = None
+        if self._ours:
+            found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            if found is not None:
+                status = found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
+        else:
+            status = exit_information(self._pidfd)
+        oom = self._count_oom_kills() > self._oom_kills
+        return _exit_record(status, oom=oom)
+
+    def _wants_restart(self) -> bool:
+        mode, most = self._policy
+        if self._stop_asked or mode == "no" or self._exit is None:
+            return False
+        if mode == "always":
+            return True
+        return self._exit["code"] != 0 and (most == 0 or self._restarts < most)
+
+    def _restart(self) -> None:
+        if self._state != "restarting" or self._starting or self._stop_asked:
+            return
+        self._restarts += 1
+
+        def complete(refusal: Refusal | None, result: dict[str, Any], fds: list[int]) -> None:
+            if refusal is None:
+                self._event("started", fds)
+                _close(fds)
+            else:
+                self._settle()
+
+        try:
+            self._launch(complete)
+        except Refusal as refusal:
+            self._exit = {
+                "code": None,
+                "signal": None,
+                "reason": "start-failed",
+                "message": f"{refusal.step}: {refusal.text}",
+                "at": time.time(),
+            }
+            self._settle()
+
+    def set_policy(self, mode: str, max_retries: int) -> Answer:
+        """The restart policy from now on."""
+        self._policy = (mode, max_retries)
+        return {}, []
+
+    # ---- signals
+
+    def stop(self, grace: float) -> Answer:
+        """Ask it to end, and end it after ``grace`` seconds."""
+        self._stop_asked = True
+        if self._state == "restarting" and not self._starting:
+            self._stop_for_good()
+        elif self._state == "running":
+            self._save()
+            run = self._start_time
+            self._send_signal(signal.SIGTERM)
+            self._keeper.loop.later(max(grace, 0.0), lambda: self._kill_run(run))
+        return {}, []
+
+    def _kill_run(self, run: int) -> None:
+        if self._state == "running" and self._start_time == run:
+            self._send_signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> Answer:
+        """Send a signal to the first process."""
+        if self._state != "running":
+            raise Refusal("keeper", errno.ESRCH, "it does not run")
+        if not 1 <= number <= 64:
+            raise Refusal("keeper", errno.EINVAL, f"no signal {number}")
+        self._send_signal(number)
+        return {}, []
+
+    def _send_signal(self, number: int) -> None:
+        """To a first process the kernel does not deliver signals it has no handler for; where the default action would be to
+        end it, it is ended (pid_namespaces(7))."""
+        if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._pid, number):
+            number = signal.SIGKILL
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    # ---- streams
+
+    def attach(self, sink: Sink) -> Answer:
+        """Connect a reader, now or for the next start."""
+        if self._outlet is None:
+            self._waiting_sinks.append(sink)
+            return {"stdin": False, "tty": False}, []
+        self._outlet.add_sink(sink)
+        fd = self._terminal_fd if self._terminal_fd >= 0 else self._stdin_fd
+        return {"stdin": fd >= 0, "tty": self._terminal_fd >= 0}, [os.dup(fd)] if fd >= 0 else []
+
+    def stdin(self) -> Answer:
+        """The writer of standard input, or the terminal."""
+        fd = self._terminal_fd if self._terminal_fd >= 0 else self._stdin_fd
+        return {"tty": self._terminal_fd >= 0}, [os.dup(fd)] if fd >= 0 else []
+
+    def close_stdin(self) -> Answer:
+        """Close this side of standard input."""
+        if self._stdin_fd >= 0:
+            os.close(self._stdin_fd)
+            self._stdin_fd = -1
+        return {}, []
+
+    # ---- exec
+
+    def exec(self, exec_id: str, given: dict[str, Any], fds: list[int], complete: Completion) -> None:
+        """Run a further program; ``fds`` are its standard streams (closed here), or none with a terminal."""
+        launch: Launch = given  # type: ignore[assignment]
+        ours = list(fds)
+        kept: list[int] = []
+        terminal_socket = -1
+        try:
+            if self._state != "running" or exec_id in self._execs:
+                raise Refusal("keeper", errno.ESRCH, "it does not run")
+            if launch["tty"] != (not fds) or len(fds) not in (0, 3):
+                raise Refusal("message", errno.EINVAL, "exec takes three descriptors, or none with a terminal")
+            prepared = Prepared(launch=launch, error_fd=-1, stdio=None, terminal=None)
+            prepared.candidates = candidates(launch["argv"][0], launch["env"])
+            prepared.seccomp = self._seccomp(launch["seccomp"])
+            if launch["tty"]:
+                near, far = socket.socketpair()
+                terminal_socket = near.detach()
+                kept.append(terminal_socket)
+                prepared.terminal = far
+                ours.append(far.fileno())
+            else:
+                prepared.stdio = (fds[0], fds[1], fds[2])
+            container = self._read_launch()
+            self._join_cgroups(container, prepared, ours)
+            cgroup_fd = self._cgroup_fd(container, ours)
+            error_fd, prepared.error_fd = _pipe(kept, ours)
+            pid = self._clone_inside(prepared, cgroup_fd)
+            if prepared.terminal is not None:
+                prepared.terminal.detach()
+        except BaseException:
+            _close(kept)
+            raise
+        finally:
+            _close(ours)
+        pidfd = os.pidfd_open(pid) if pid else -1
+        self._keeper.loop.watch(error_fd, lambda: self._exec_launched(exec_id, error_fd, pid, pidfd, terminal_socket, complete))
+
+    def _clone_inside(self, prepared: Prepared, cgroup_fd: int) -> int:
+        """The pid of a child of the keeper inside the container's namespaces, or 0 if that failed (the error pipe tells).
+
+        A process enters a pid namespace only by being born there, so a clone joins the namespaces and clones once more, with the
+        keeper as parent.
+        """
+        pid_out, pid_in = os.pipe2(os.O_CLOEXEC)
+        outer, outer_pidfd = clone3(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+        if outer == 0:
+            child = Child(prepared)
+            child.enter(self._pidfd, _JOINED)
+            inner, _ = clone3(CLONE_PARENT, exit_signal=0)
+            if inner == 0:
+                child.join()
+            os.write(pid_in, struct.pack("i", inner))
+            os._exit(0)
+        os.close(pid_in)
+        answer = os.read(pid_out, 4)
+        os.close(pid_out)
+        os.waitid(os.P_PIDFD, outer_pidfd, os.WEXITED)
+        os.close(outer_pidfd)
+        return int(struct.unpack("i", answer)[0]) if len(answer) == 4 else 0
+
+    def _exec_launched(self, exec_id: str, error_fd: int, pid: int, pidfd: int, terminal_socket: int, complete: Completion) -> None:
+        self._keeper.loop.watch(error_fd, None)
+        report = os.read(error_fd, 4096)
+        os.close(error_fd)
+        terminal = _receive_terminal(terminal_socket)
+        if report or not pid:
+            if pid:
+                self._keeper.reap_later(pidfd)
+            _close([terminal] if terminal >= 0 else [])
+            complete(_refusal(report) if report else Refusal("namespaces", errno.ESRCH, "it ended meanwhile"), {}, [])
+            return
+        self._execs[exec_id] = pidfd
+        self._keeper.loop.watch(pidfd, lambda: self._exec_ended(exec_id))
+        complete(None, {"pid": pid, "start_time": start_time(pid)}, [os.dup(pidfd), *([terminal] if terminal >= 0 else [])])
+
+    def _exec_ended(self, exec_id: str) -> None:
+        pidfd = self._execs.pop(exec_id)
+        self._keeper.loop.watch(pidfd, None)
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+        code = signum = None
+        if found is not None:
+            if found.si_code == os.CLD_EXITED:
+                code = found.si_status
+            else:
+                signum = found.si_status
+        self._keeper.send({"event": "exec_exited", "id": self.id, "exec_id": exec_id, "code": code, "signal": signum})
+
+    # ---- taking over
+
+    def take_over(self) -> bool:
+        """At the start of a keeper: adopt the process an earlier one left. False if there is nothing to keep."""
+        try:
+            with open(f"{self._bundle}/status.json", "rb") as file:
+                record = json.load(file)
+            launch = self._read_launch()
+            self._load(record)
+        except (OSError, ValueError, KeyError, TypeError, Refusal):
+            return False
+        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        if self._state == "running":
+            try:
+                self._pidfd = open_process(self._pid, self._start_time)
+            except (ProcessLookupError, OSError):
+                self._lost()
+                return True
+            self._take_over_running(launch, record["pipes"])
+            return True
+        if self._state == "restarting":
+            self._state = "stopped"
+            self._save()
+        return False
+
+    def _load(self, record: dict[str, Any]) -> None:
+        self._state = record["state"]
+        self._pid, self._start_time = record["pid"], record["start_time"]
+        self._started_at, self._exit = record["started_at"], record["exit"]
+        self._restarts, self._bytes_lost = record["restarts"], record["log_bytes_lost"]
+        self._told_lost = self._bytes_lost
+        self._stop_asked = record["stop_asked"]
+
+    def _lost(self) -> None:
+        """It ended while there was no keeper; nestbedd may know more (``adopt``)."""
+        self._exit = _exit_record(None, oom=False)
+        self._pid = self._start_time = 0
+        self._state = "stopped"
+        self._save()
+
+    def _take_over_running(self, launch: Launch, pipes: list[int]) -> None:
+        self._ours = False
+        self._note_memory(launch)
+        try:
+            self._netns_fd = os.open(f"/proc/{self._pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass
+        sources: dict[int, int] = {}
+        if not launch["tty"]:
+            for stream, inode in enumerate(pipes, 1):
+                fd = self._find_pipe(launch, inode)
+                if fd >= 0:
+                    sources[fd] = stream
+        self._connect_output(launch, sources)
+        self._keeper.loop.watch(self._pidfd, self._ended)
+        if self._stop_asked:
+            self.stop(10.0)
+
+    def _find_pipe(self, launch: Launch, inode: int) -> int:
+        """A read end of the pipe with this inode, through whichever process of the container holds it; -1 if none does."""
+        wanted = f"pipe:[{inode}]"
+        for pid in (self._pid, *self._members(launch)):
+            directory = f"/proc/{pid}/fd"
+            try:
+                for name in sorted(os.listdir(directory), key=int):
+                    path = f"{directory}/{name}"
+                    if os.readlink(path) == wanted:
+                        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:
+                continue
+        return -1
+
+    def _members(self, launch: Launch) -> list[int]:
+        paths = [f"{launch['cgroup2_mount']}/{launch['cgroup2']}"] if launch["cgroup2"] else launch["cgroups"][:1]
+        for path in paths:
+            try:
+                fd = os.open(f"{path.lstrip('/')}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.host_root_fd)
+            except OSError:
+                continue
+            with os.fdopen(fd) as file:
+                return [int(line) for line in file]
+        return []
+
+    def adopt(self, wait_status: int | None, fds: list[int]) -> Answer:
+        """Take from nestbedd what it held for the container while there was no keeper: its network namespace, and what is
+        left of its output; and how it ended, if nestbedd saw it."""
+        netns, rest = (fds[0], fds[1:]) if fds else (-1, [])
+        launch = self._read_launch()
+        if netns >= 0 and self._netns_fd < 0:
+            self._netns_fd = netns
+        elif netns >= 0:
+            os.close(netns)
+        if self._state == "running":
+            self._take_sources(launch, rest)
+            return {"status": self.status()}, []
+        if rest and self._exit is not None and self._exit["reason"] == "unknown":
+            self._connect_output(launch, {fd: stream for stream, fd in enumerate(rest, 1)})
+            assert self._outlet is not None
+            self._outlet.finish()
+            self._outlet = None
+        else:
+            _close(rest)
+        if self._exit is not None and self._exit["reason"] == "unknown":
+            if wait_status is not None:
+                self._exit = _exit_record(wait_status, oom=False)
+            self._settle()
+        return {"status": self.status()}, []
+
+    def _take_sources(self, launch: Launch, fds: list[int]) -> None:
+        """Of the given streams, take those not found by itself (a terminal's master has no other way)."""
+        assert self._outlet is not None
+        if launch["tty"] and self._terminal_fd < 0 and fds:
+            self._terminal_fd = os.dup(fds[0])
+        have = {os.fstat(fd).st_ino for fd in self._outlet.sources}
+        for stream, fd in enumerate(fds, 1):
+            if os.fstat(fd).st_ino in have and not launch["tty"]:
+                os.close(fd)
+            else:
+                self._outlet.add_source(fd, stream)
+
+    def release(self) -> None:
+        """Let everything go.
+
+        Raises:
+            Refusal: it runs.
+        """
+        if self._state == "running" or self._starting:
+            raise Refusal("keeper", errno.EBUSY, "it runs")
+        self._state = "stopped"
+        for sink in self._waiting_sinks:
+            sink.close()
+        self._waiting_sinks = []
+        if self._netns_fd >= 0:
+            os.close(self._netns_fd)
+            self._netns_fd = -1
+
+
+def _pipe(read_owner: list[int], write_owner: list[int]) -> tuple[int, int]:
+    """A close-on-exec pipe ``(read, write)``, its ends noted with their owners."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    read_owner.append(read)
+    write_owner.append(write)
+    return read, write
+
+
+def _open(owner: list[int], path: str, flags: int, *, dir_fd: int | None = None) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
+    owner.append(fd)
+    return fd
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+    fds.clear()
+
+
+def _receive_terminal(near: int) -> int:
+    """The terminal's master that the child sent, or -1; closes the socket."""
+    if near < 0:
+        return -1
+    with socket.socket(fileno=near) as channel:
+        channel.setblocking(False)
+        try:
+            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+        except OSError:
+            return -1
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return fds[0] if fds else -1
+
+
+def _refusal(report: bytes) -> Refusal:
+    step, number, text = report.decode(errors="replace").split("\0", 2)
+    return Refusal(step, int(number), text)
+
+
+def _exit_record(status: int | None, *, oom: bool) -> dict[str, Any]:
+    """``exit`` of ``status.json`` for a wait status; None is unknown."""
+    record: dict[str, Any] = {"code": None, "signal": None, "reason": "unknown", "message": "", "at": time.time()}
+    if status is None:
+        record["message"] = "it ended while no keeper was there to see how"
+    elif os.WIFEXITED(status):
+        record.update(code=os.WEXITSTATUS(status), reason="exited")
+    else:
+        record.update(signal=os.WTERMSIG(status), reason="oom-killed" if oom else "signaled")
+    return record
+
+
+def _minds(pid: int, number: int) -> bool:
+    """Whether process ``pid`` catches, blocks or ignores the signal."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            masks = [int(line.split()[1], 16) for line in file if line.startswith((b"SigBlk", b"SigIgn", b"SigCgt"))]
+    except OSError:
+        return True
+    return any(mask >> (number - 1) & 1 for mask in masks)

@@ -1,0 +1,344 @@
+"""The keeper: one small process per node that clones containers, reaps them, keeps their output and restarts them.
+
+It is started by exec, has no threads, no gRPC and no event library, and outlives nestbedd. ``nestbed.process.protocol`` says what it
+is told and what it answers; ``nestbed.process.charge`` is one container under its care. It keeps nothing that cannot be found
+again: a new keeper takes over from ``status.json``, the kernel's pidfds and what nestbedd holds.
+
+It ends by itself when no daemon is connected and it has nothing to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import gc
+import heapq
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import prctl
+
+from nestbed.linux.pidfd import start_time
+from nestbed.process import template
+from nestbed.process.charge import Charge, Refusal
+from nestbed.process.launch import BUNDLES
+from nestbed.process.output import Sink
+from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
+
+Handler = Callable[[], object]
+
+
+class Loop:
+    """epoll with callbacks, and timers."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Handler] = {}
+        self._writers: dict[int, Handler] = {}
+        self._urgent: dict[int, Handler] = {}
+        self._masks: dict[int, int] = {}
+        self._timers: list[tuple[float, int, Handler]] = []
+        self._count = 0
+
+    def watch(self, fd: int, handler: Handler | None) -> None:
+        """Call ``handler`` whenever ``fd`` can be read or hung up; None ends that."""
+        self._change(self._readers, fd, handler)
+
+    def drain(self, fd: int, handler: Handler | None) -> None:
+        """Call ``handler`` whenever ``fd`` can be written; None ends that."""
+        self._change(self._writers, fd, handler)
+
+    def watch_urgent(self, fd: int, handler: Handler) -> None:
+        """Call ``handler`` on exceptional conditions: how procfs tells of a change."""
+        self._change(self._urgent, fd, handler)
+
+    def _change(self, table: dict[int, Handler], fd: int, handler: Handler | None) -> None:
+        if handler is None:
+            table.pop(fd, None)
+        else:
+            table[fd] = handler
+        mask = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
+        mask |= select.EPOLLPRI if fd in self._urgent else 0
+        before = self._masks.get(fd, 0)
+        if mask == before:
+            return
+        if not mask:
+            self._epoll.unregister(fd)
+            del self._masks[fd]
+            return
+        (self._epoll.modify if before else self._epoll.register)(fd, mask)
+        self._masks[fd] = mask
+
+    def later(self, seconds: float, handler: Handler) -> None:
+        """Call ``handler`` once after ``seconds``; who no longer wants it checks that itself."""
+        self._count += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._count, handler))
+
+    def step(self) -> None:
+        """Wait for something and handle it."""
+        timeout = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else -1
+        for fd, events in self._epoll.poll(timeout):
+            if events & (select.EPOLLPRI | select.EPOLLERR) and fd in self._urgent:
+                self._urgent[fd]()
+            if events & (select.EPOLLOUT | select.EPOLLERR) and fd in self._writers:
+                self._writers[fd]()
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and fd in self._readers:
+                self._readers[fd]()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+
+class Keeper:
+    """The keeper's state: the channel to nestbedd and the containers in its charge."""
+
+    def __init__(self, *, channel: socket.socket, run_fd: int, host_root_fd: int, node_mnt_fd: int, mounts_fd: int) -> None:
+        self.loop = Loop()
+        self.run_fd = run_fd
+        self.host_root_fd = host_root_fd
+        self.netns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.template = template.Template(node_mnt_fd)
+        self.charges: dict[str, Charge] = {}
+        self.seccomp: dict[str, bytes] = {}
+        self._channel: socket.socket | None = None
+        self._rendezvous, self._rendezvous_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._mounts_fd = mounts_fd
+        self._operations: dict[str, Callable[..., tuple[dict[str, Any], list[int]] | None]] = {
+            "template": self._op_template,
+            "prepare": lambda seq, id: self._charge(id, make=True).prepare(),
+            "netlink": lambda seq, id: self._charge(id).netlink(),
+            "start": lambda seq, id: self._charge(id, make=True).start(self._completion(seq)),
+            "stop": lambda seq, id, grace: self._charge(id).stop(float(grace)),
+            "signal": lambda seq, id, signal: self._charge(id).signal(int(signal)),
+            "attach": self._op_attach,
+            "stdin": lambda seq, id: self._charge(id).stdin(),
+            "close_stdin": lambda seq, id: self._charge(id).close_stdin(),
+            "exec": self._op_exec,
+            "adopt": self._op_adopt,
+            "restart_policy": lambda seq, id, mode, max_retries: self._charge(id).set_policy(str(mode), int(max_retries)),
+            "release": self._op_release,
+            "list": lambda seq: ({"containers": {id: charge.status() for id, charge in self.charges.items()}}, []),
+        }
+        self._received: list[int] = []
+        self._use(channel)
+        self.loop.watch(self._rendezvous.fileno(), self._meet)
+        self.loop.watch_urgent(mounts_fd, self._mounts_changed)
+
+    def run(self) -> None:
+        """Announce itself, take over what runs, and serve until there is nothing left to do."""
+        for id in sorted(os.listdir(BUNDLES)):
+            charge = Charge(self, id)
+            if charge.take_over():
+                self.charges[id] = charge
+        record = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "rendezvous": self._rendezvous_far.fileno()}
+        self._write_record(record)
+        self.template.refresh()
+        gc.collect()
+        gc.freeze()
+        self.send({"event": "ready", "pid": os.getpid(), "version": VERSION, "adopted": sorted(self.charges)})
+        while self._channel is not None or self.charges:
+            self.loop.step()
+
+    def _write_record(self, record: dict[str, int]) -> None:
+        fd = os.open("keeper.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.run_fd)
+        os.write(fd, json.dumps(record).encode())
+        os.close(fd)
+        os.rename("keeper.json.new", "keeper.json", src_dir_fd=self.run_fd, dst_dir_fd=self.run_fd)
+
+    def _mounts_changed(self) -> None:
+        os.lseek(self._mounts_fd, 0, os.SEEK_SET)
+        while os.read(self._mounts_fd, 1 << 16):
+            pass
+        self.template.stale = True
+
+    # ---- the channel
+
+    def _use(self, channel: socket.socket) -> None:
+        if self._channel is not None:
+            self._hang_up()
+        channel.setblocking(True)
+        self._channel = channel
+        self.loop.watch(channel.fileno(), self._serve)
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self.loop.watch(self._channel.fileno(), None)
+            self._channel.close()
+            self._channel = None
+
+    def _meet(self) -> None:
+        """A new nestbedd sends its end of a fresh channel over the rendezvous."""
+        _, fds, _, _ = socket.recv_fds(self._rendezvous, 16, 1)
+        if fds:
+            self._use(socket.socket(fileno=fds[0]))
+
+    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        """Send to nestbedd, if there is one. The descriptors stay the caller's."""
+        if self._channel is None:
+            return
+        data = json.dumps(message).encode()
+        try:
+            socket.send_fds(self._channel, [data], fds or [])
+        except OSError:
+            self._hang_up()
+
+    def _serve(self) -> None:
+        assert self._channel is not None
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
+        except OSError:
+            data, fds, flags = b"", [], 0
+        if not data:
+            self._hang_up()
+            return
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        self._received = list(fds)
+        seq: object = None
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise Refusal("message", errno.EMSGSIZE, "message too long")
+            message = json.loads(data)
+            seq = message.pop("seq")
+            operation = self._operations[message.pop("op")]
+            answer = operation(seq, **message)
+        except Refusal as refusal:
+            self._fail(seq, refusal.step, refusal.number, refusal.text)
+        except OSError as error:
+            self._fail(seq, "keeper", error.errno or errno.EIO, str(error))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._fail(seq, "message", errno.EPROTO, f"{type(error).__name__}: {error}")
+        else:
+            if answer is not None:
+                self._answer(seq, *answer)
+        finally:
+            for fd in self._received:
+                os.close(fd)
+            self._received = []
+
+    def _fail(self, seq: object, step: str, number: int, text: str) -> None:
+        self.send({"seq": seq, "error": {"step": step, "errno": number, "message": text[:4000]}})
+
+    def _answer(self, seq: object, result: dict[str, Any], fds: list[int]) -> None:
+        """Send a result; its descriptors were duplicates made for it."""
+        self.send({"seq": seq, "result": result}, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def reap_later(self, pidfd: int) -> None:
+        """Reap a clone that is about to end, and close its pidfd."""
+
+        def reap() -> None:
+            self.loop.watch(pidfd, None)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+
+        self.loop.watch(pidfd, reap)
+
+    def _completion(self, seq: object) -> Callable[[Refusal | None, dict[str, Any], list[int]], None]:
+        """What a start calls when it is over: with an error, or with the result and its descriptors."""
+
+        def complete(refusal: Refusal | None, result: dict[str, Any], fds: list[int]) -> None:
+            if refusal is not None:
+                self._fail(seq, refusal.step, refusal.number, refusal.text)
+            else:
+                self._answer(seq, result, fds)
+
+        return complete
+
+    def _take_fds(self) -> list[int]:
+        """The descriptors that came with the message: the operation's from now on."""
+        fds, self._received = self._received, []
+        return fds
+
+    # ---- operations
+
+    def _charge(self, id: str, *, make: bool = False) -> Charge:
+        charge = self.charges.get(id)
+        if charge is None:
+            if not make or not isinstance(id, str) or "/" in id or id in ("", ".", ".."):
+                raise Refusal("keeper", errno.ENOENT, f"no container {id!r}")
+            charge = self.charges[id] = Charge(self, id)
+        return charge
+
+    def _op_template(self, seq: object, masks: list[str]) -> tuple[dict[str, Any], list[int]]:
+        self.template.hide([str(path) for path in masks])
+        self.template.refresh()
+        return {}, []
+
+    def _op_attach(self, seq: object, id: str) -> tuple[dict[str, Any], list[int]]:
+        charge = self._charge(id, make=True)
+        fds = self._take_fds()
+        if len(fds) != 2:
+            for fd in fds:
+                os.close(fd)
+            raise Refusal("message", errno.EINVAL, "attach takes two descriptors")
+        return charge.attach(Sink({1: fds[0], 2: fds[1]}))
+
+    def _op_exec(self, seq: object, id: str, exec_id: str, launch: dict[str, Any]) -> None:
+        self._charge(id).exec(str(exec_id), launch, self._take_fds(), self._completion(seq))
+
+    def _op_adopt(self, seq: object, id: str, wait_status: int | None = None) -> tuple[dict[str, Any], list[int]]:
+        return self._charge(id, make=True).adopt(wait_status, self._take_fds())
+
+    def _op_release(self, seq: object, id: str) -> tuple[dict[str, Any], list[int]]:
+        charge = self.charges.get(id)
+        if charge is not None:
+            charge.release()
+            del self.charges[id]
+        return {}, []
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nestbed-keeper", description="Keeps the process containers of nestbedd, which starts it.")
+    for name in ("bundles", "run", "channel", "host-root", "node-mnt", "mounts"):
+        parser.add_argument(f"--{name}-fd", type=int, required=name in ("bundles", "run", "channel"), default=-1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run as ``python -I -m nestbed.process.keeper``: first to build its namespace, then, executed again inside it, to serve."""
+    given = _arguments()
+    if given.host_root_fd < 0:
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+        kept = {
+            "host-root": os.open("/", os.O_PATH | os.O_DIRECTORY),
+            "node-mnt": os.open("/proc/self/ns/mnt", os.O_RDONLY),
+            "mounts": os.open("/proc/self/mountinfo", os.O_RDONLY),
+            "run": given.run_fd,
+            "channel": given.channel_fd,
+            "bundles": given.bundles_fd,
+        }
+        template.enter(given.bundles_fd)
+        for fd in kept.values():
+            os.set_inheritable(fd, True)
+        words = [f"--{name}-fd={fd}" for name, fd in kept.items()]
+        os.execve(
+            sys.executable,
+            [sys.executable, "-I", "-B", "-m", "nestbed.process.keeper", *words],
+            {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        )
+    prctl.set_dumpable(False)
+    prctl.set_name("nestbed-keeper")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for fd in (given.host_root_fd, given.node_mnt_fd, given.mounts_fd, given.run_fd, given.channel_fd):
+        os.set_inheritable(fd, False)
+    os.close(given.bundles_fd)
+    Keeper(
+        channel=socket.socket(fileno=given.channel_fd),
+        run_fd=given.run_fd,
+        host_root_fd=given.host_root_fd,
+        node_mnt_fd=given.node_mnt_fd,
+        mounts_fd=given.mounts_fd,
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

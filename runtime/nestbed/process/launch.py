@@ -1,0 +1,575 @@
+"""From a clone of the keeper to the user's program: the child's path, one step after the other.
+
+Everything here runs in the clone, which is the first process of a new pid namespace (or, for ``exec``, a process inside an old
+one). It makes system calls on what the keeper prepared; it imports nothing, resolves no user, opens no library of the container.
+The order of the steps is the kernel's:
+
+* cgroups are joined before the cgroup namespace is made, so that its root is the container's own cgroup;
+* sources of mounts are opened before anything is mounted over them;
+* sysctls are written through a procfs that was just made and cannot be a fake, and before it is made read-only;
+* descriptors are closed before the working directory is entered, so that no path reaches an old one (CVE-2024-21626);
+* the capability bounding set is cut while the process may still do so, the seccomp filter comes last.
+
+An error travels to the keeper as ``step NUL errno NUL text`` over a close-on-exec pipe; its end of file says that the program runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import gc
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import prctl
+
+from nestbed.linux import mount
+from nestbed.linux.libc import AT_RECURSIVE, LIBC, checked
+from nestbed.linux.namespace import CLONE_NEWCGROUP, CLONE_NEWNET, setns, unshare
+from nestbed.linux.path import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
+from nestbed.process.protocol import Launch
+
+TEMPLATE, NEW_ROOT, SCRATCH, BUNDLES, DEVICES, MASK_DIR, MASK_FILE = "/t", "/r", "/s", "/b", "/d", "/m/dir", "/m/file"
+"""Where things are in the keeper's own mount namespace; ``nestbed.process.template`` makes it."""
+
+_LOCKED = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
+_PROC_READ_ONLY = ("bus", "fs", "irq", "sysrq-trigger")
+_PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
+_SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
+_TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
+_ERROR_FD = 3
+_INIT_FD = 4
+_SIGNALS_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+_KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
+
+class StepError(Exception):
+    """A system call of ``step`` failed: what the keeper is told."""
+
+    def __init__(self, step: str, number: int, text: str) -> None:
+        super().__init__(text)
+        self.step = step
+        self.number = number
+        self.text = text
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What the keeper made ready before it cloned; descriptors belong to the keeper, which closes its copies afterwards."""
+
+    launch: Launch
+    error_fd: int
+    stdio: tuple[int, int, int] | None
+    terminal: socket.socket | None
+    """With a terminal instead of stdio: the socket over which its master is sent to the keeper."""
+    netns_fd: int = -1
+    task_fds: list[int] = field(default_factory=list)
+    """``tasks`` files of v1 cgroups."""
+    init_fd: int = -1
+    seccomp: bytes = b""
+    overlay_points: tuple[str, ...] = ()
+    """Mount points of real file systems in the template, parents first, without ``/``."""
+    masks: tuple[tuple[str, bool], ...] = ()
+    """Hidden paths of the template, and whether each is a directory."""
+    upper_fd: int = -1
+    candidates: tuple[bytes, ...] = ()
+    """Paths at which to look for the program."""
+
+
+def candidates(argv0: str, env: list[str]) -> tuple[bytes, ...]:
+    """Where a program of this name is looked for, as execvp(3) does with the PATH of ``env``."""
+    name = os.fsencode(argv0)
+    if b"/" in name:
+        return (name,)
+    path = next((item[5:] for item in env if item.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    return tuple(os.path.join(os.fsencode(directory) or b".", name) for directory in path.split(":"))
+
+
+class Child:
+    """The steps, in the clone. ``run`` and ``join`` never return."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._launch = prepared.launch
+        self._step = "clone"
+        self._root_fd = -1
+        self._proc_fd = -1
+
+    def run(self) -> None:
+        """Set up a container as its first process and execute its program."""
+        self._guarded(self._run)
+
+    def enter(self, pidfd: int, namespaces: int) -> None:
+        """Join the cgroups of the prepared program and the namespaces of the process ``pidfd``; ends the process if it cannot."""
+        try:
+            self._step = "cgroup"
+            for fd in self._prepared.task_fds:
+                os.write(fd, b"0")
+            self._step = "namespaces"
+            setns(pidfd, namespaces)
+        except OSError as error:
+            self._report(self._step, error.errno or errno.EIO, str(error.strerror))
+            os._exit(127)
+
+    def join(self) -> None:
+        """Execute a further program; the namespaces have been joined."""
+        self._guarded(self._join)
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            gc.disable()
+            body()
+        except StepError as error:
+            self._report(error.step, error.number, error.text)
+        except OSError as error:
+            name = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+            self._report(self._step, error.errno or errno.EIO, f"{error.strerror}{f': {name}' if name else ''}")
+        except BaseException as error:  # noqa: BLE001 - the clone must never return into the keeper's code
+            self._report(self._step, errno.EPROTO, f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(127)
+
+    def _report(self, step: str, number: int, text: str) -> None:
+        os.write(self._prepared.error_fd, b"\0".join((step.encode(), b"%d" % number, text.encode(errors="replace")[:2000])))
+
+    def _run(self) -> None:
+        self._reset_signals()
+        self._enter_cgroups()
+        self._step = "netns"
+        setns(self._prepared.netns_fd, CLONE_NEWNET)
+        os.setsid()
+        os.umask(0o022)
+        self._make_root()
+        self._mount_kernel_views()
+        self._mount_files()
+        self._open_terminal()
+        self._protect_proc()
+        self._pivot()
+        self._step = "hostname"
+        socket.sethostname(self._launch["hostname"])
+        self._finish()
+
+    def _join(self) -> None:
+        self._reset_signals()
+        self._root_fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        os.setsid()
+        os.umask(0o022)
+        if self._prepared.terminal is not None:
+            self._step = "terminal"
+            self._set_terminal(self._strict("dev/pts", directory=True))
+        self._finish()
+
+    # ---- before mounts
+
+    @staticmethod
+    def _reset_signals() -> None:
+        for number in _SIGNALS_PYTHON_IGNORES:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _enter_cgroups(self) -> None:
+        self._step = "cgroup"
+        for fd in self._prepared.task_fds:
+            os.write(fd, b"0")
+        unshare(CLONE_NEWCGROUP)
+
+    # ---- the root file system
+
+    def _make_root(self) -> None:
+        self._step = "run"
+        options = [("mode", "0755")]
+        if size := self._launch.get("scratch_bytes", 0):
+            options.append(("size", str(size)))
+        mount.move_mount(mount.fsmount("tmpfs", tuple(options), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV), -100, SCRATCH)
+        for name, mode in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777), ("tmp", 0o1777)):
+            os.mkdir(f"{SCRATCH}/{name}")
+            os.chmod(f"{SCRATCH}/{name}", mode)
+        self._step = "mount"
+        template_fd = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+        sources = [self._open_source(template_fd, item["source"]) for item in self._launch["mounts"]]
+        self._step = "root"
+        mode = self._launch["root"]["mode"]
+        root = {"host": self._root_host, "host-ro": self._root_host_ro, "overlay": self._root_overlay, "rootfs": self._root_rootfs}[mode]()
+        self._root_fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
+        self._step = "run"
+        self._bind(f"{SCRATCH}/run", "run", create=mode == "rootfs")
+        if mode == "host-ro":
+            for name in ("tmp", "var/tmp"):
+                self._bind(f"{SCRATCH}/tmp", name, create=False)
+        self._dev()
+        for item, source in zip(self._launch["mounts"], sources, strict=True):
+            self._bind_mount(
+                item["destination"], source, read_only=item["read_only"], masks=item["masks"], create=mode in ("overlay", "rootfs")
+            )
+
+    @staticmethod
+    def _root_host() -> str:
+        return TEMPLATE
+
+    @staticmethod
+    def _root_host_ro() -> str:
+        mount.mount_setattr(-100, TEMPLATE, recursive=True, attr_set=mount.MOUNT_ATTR_RDONLY)
+        return TEMPLATE
+
+    def _root_rootfs(self) -> str:
+        template_fd = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+        directory = openat2(template_fd, self._launch["root"]["path"], os.O_PATH | os.O_DIRECTORY)
+        mount.move_mount(mount.open_tree(directory, "", mount.OPEN_TREE_CLONE | AT_RECURSIVE), -100, NEW_ROOT)
+        return NEW_ROOT
+
+    def _root_overlay(self) -> str:
+        self._step = "overlay"
+        base = f"/proc/self/fd/{self._prepared.upper_fd}" if self._prepared.upper_fd >= 0 else SCRATCH
+        for number, point in enumerate(("", *self._prepared.overlay_points)):
+            layers = [f"{base}/{kind}{number}" for kind in ("upper", "work")]
+            for layer in layers:
+                if not os.path.isdir(layer):
+                    os.mkdir(layer)
+            lower = TEMPLATE + point
+            if point and not stat.S_ISDIR(os.lstat(lower).st_mode):
+                self._overlay_fallback(point)
+                continue
+            shape = os.stat(lower)
+            os.chmod(layers[0], stat.S_IMODE(shape.st_mode))
+            os.chown(layers[0], shape.st_uid, shape.st_gid)
+            data = f"lowerdir={_overlay_escaped(lower)},upperdir={layers[0]},workdir={layers[1]}"
+            try:
+                mount.mount("overlay", NEW_ROOT + point, "overlay", 0, data)
+            except OSError as error:
+                if not point or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV, errno.ELOOP):
+                    raise
+                self._overlay_fallback(point)
+        root_fd = os.open(NEW_ROOT, os.O_PATH | os.O_CLOEXEC)
+        for path, is_directory in self._prepared.masks:
+            self._mask(root_fd, path, is_directory=is_directory)
+        return NEW_ROOT
+
+    @staticmethod
+    def _overlay_fallback(point: str) -> None:
+        """A file system that cannot be under an overlay is shown read-only."""
+        tree = mount.open_tree(-100, TEMPLATE + point, mount.OPEN_TREE_CLONE)
+        mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
+        mount.move_mount(tree, -100, NEW_ROOT + point)
+
+    def _mask(self, root_fd: int, path: str, *, is_directory: bool) -> None:
+        try:
+            target = openat2(root_fd, path, os.O_PATH)
+        except FileNotFoundError:
+            return
+        mount.move_mount(mount.open_tree(-100, MASK_DIR if is_directory else MASK_FILE, mount.OPEN_TREE_CLONE), target)
+        os.close(target)
+
+    # ---- mounts inside the root
+
+    @staticmethod
+    def _open_source(template_fd: int, source: str) -> int:
+        found = openat2(template_fd, source, os.O_PATH)
+        try:
+            tree = mount.open_tree(found, "", mount.OPEN_TREE_CLONE | AT_RECURSIVE)
+        finally:
+            os.close(found)
+        return tree
+
+    def _bind(self, source: str, target: str, *, create: bool, read_only: bool = False) -> None:
+        """Show ``source`` of the keeper's namespace at ``target`` inside; ``target`` must be no symbolic link."""
+        directory = stat.S_ISDIR(os.stat(source).st_mode)
+        try:
+            found = self._strict(target, directory=directory)
+        except FileNotFoundError:
+            if not create:
+                return
+            os.mkdir(target, dir_fd=self._real_root())
+            found = self._strict(target, directory=directory)
+        tree = mount.open_tree(-100, source, mount.OPEN_TREE_CLONE)
+        if read_only:
+            mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
+        mount.move_mount(tree, found)
+        os.close(tree)
+        os.close(found)
+
+    def _real_root(self) -> int:
+        return openat2(self._root_fd, ".", os.O_RDONLY | os.O_DIRECTORY)
+
+    def _strict(self, path: str, *, directory: bool) -> int:
+        """The inside path, which must not pass a symbolic link: a rootfs may try to lead the mount astray."""
+        flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
+        return openat2(self._root_fd, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+
+    def _bind_mount(self, destination: str, source: int, *, read_only: bool, masks: list[str], create: bool) -> None:
+        self._step = "mount"
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        try:
+            target = openat2(self._root_fd, destination, os.O_PATH)
+        except FileNotFoundError:
+            if not create:
+                raise
+            target = self._create(destination, directory=directory)
+        attributes = mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID | (mount.MOUNT_ATTR_RDONLY if read_only else 0)
+        mount.mount_setattr(source, "", recursive=True, attr_set=attributes)
+        mount.move_mount(source, target)
+        os.close(source)
+        os.close(target)
+        for path in masks:
+            try:
+                found = openat2(self._root_fd, path, os.O_PATH)
+            except FileNotFoundError:
+                continue
+            is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
+            os.close(found)
+            self._mask(self._root_fd, path, is_directory=is_directory)
+
+    def _create(self, path: str, *, directory: bool) -> int:
+        """Make a directory or an empty file inside and give its O_PATH descriptor; parents are made, links never left by."""
+        parts = [part for part in path.split("/") if part and part != "."]
+        if not parts or ".." in parts:
+            raise StepError(self._step, errno.EINVAL, f"not a path below the root: {path}")
+        parent = self._real_root()
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            prefix = "/".join(parts[: number + 1])
+            if not last or directory:
+                try:
+                    os.mkdir(part, dir_fd=parent)
+                except FileExistsError:
+                    pass
+                child = openat2(self._root_fd, prefix, (os.O_PATH if last else os.O_RDONLY) | os.O_DIRECTORY)
+            else:
+                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent))
+                child = openat2(self._root_fd, prefix, os.O_PATH)
+            os.close(parent)
+            parent = child
+        return parent
+
+    def _mount_kernel_views(self) -> None:
+        self._step = "proc"
+        create = self._launch["root"]["mode"] == "rootfs"
+        self._proc_fd = mount.fsmount("proc", (), _LOCKED)
+        self._attach(self._proc_fd, "proc", create=create)
+        self._step = "sys"
+        sys_fd = mount.fsmount("sysfs", (), _LOCKED | mount.MOUNT_ATTR_RDONLY)
+        self._attach(sys_fd, "sys", create=create)
+        for name in _SYS_HIDDEN:
+            self._hide(sys_fd, name)
+        os.close(sys_fd)
+        self._step = "sysctl"
+        for path, value in self._launch["sysctls"]:
+            fd = os.open(f"sys/{path}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
+            os.write(fd, value.encode())
+            os.close(fd)
+
+    def _attach(self, tree: int, name: str, *, create: bool) -> None:
+        try:
+            target = self._strict(name, directory=True)
+        except FileNotFoundError:
+            if not create:
+                raise
+            os.mkdir(name, 0o755, dir_fd=self._real_root())
+            target = self._strict(name, directory=True)
+        mount.move_mount(tree, target)
+        os.close(target)
+
+    def _dev(self) -> None:
+        self._step = "dev"
+        rootfs = self._launch["root"]["mode"] == "rootfs"
+        self._attach(mount.open_tree(-100, DEVICES, mount.OPEN_TREE_CLONE), "dev", create=rootfs)
+        options = (("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"))
+        devpts = mount.fsmount("devpts", options, mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC)
+        self._attach(devpts, "dev/pts", create=False)
+        self._bind(f"{SCRATCH}/shm", "dev/shm", create=False)
+
+    def _mount_files(self) -> None:
+        self._step = "files"
+        for name in ("hosts", "hostname", "resolv.conf"):
+            source = f"{BUNDLES}/{self._launch['id']}/{name}"
+            if not os.path.exists(source):
+                continue
+            target = self._file_target(f"etc/{name}")
+            if target < 0:
+                continue
+            tree = mount.open_tree(-100, source, mount.OPEN_TREE_CLONE)
+            mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY | _LOCKED)
+            mount.move_mount(tree, target)
+            os.close(tree)
+            os.close(target)
+
+    def _file_target(self, path: str) -> int:
+        """Where a file of the bundle goes: the file itself, or where its symbolic link leads; -1 if there is no place for it."""
+        try:
+            return openat2(self._root_fd, path, os.O_PATH)
+        except FileNotFoundError:
+            pass
+        try:
+            link = openat2(self._root_fd, path, os.O_PATH | os.O_NOFOLLOW)
+            goal = os.path.normpath(os.path.join("/etc", os.readlink("", dir_fd=link)))
+        except FileNotFoundError:
+            goal = f"/{path}"
+        mode = self._launch["root"]["mode"]
+        if mode not in ("overlay", "rootfs") and not goal.startswith("/run/"):
+            return -1
+        try:
+            return self._create(goal, directory=False)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                return -1
+            raise
+
+    def _hide(self, tree: int, name: str) -> None:
+        """Cover ``name`` of a procfs or sysfs with emptiness."""
+        try:
+            shape = os.stat(name, dir_fd=tree, follow_symlinks=False)
+        except OSError:
+            return
+        cover = MASK_DIR if stat.S_ISDIR(shape.st_mode) else MASK_FILE
+        mount.move_mount(mount.open_tree(-100, cover, mount.OPEN_TREE_CLONE), tree, name)
+
+    def _protect_proc(self) -> None:
+        self._step = "mask"
+        net = mount.open_tree(self._proc_fd, "sys/net", mount.OPEN_TREE_CLONE)
+        for name in ("sys", *_PROC_READ_ONLY):
+            try:
+                tree = mount.open_tree(self._proc_fd, name, mount.OPEN_TREE_CLONE)
+            except FileNotFoundError:
+                continue
+            mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
+            mount.move_mount(tree, self._proc_fd, name)
+        mount.move_mount(net, self._proc_fd, "sys/net")
+        for name in _PROC_HIDDEN:
+            self._hide(self._proc_fd, name)
+
+    # ---- terminal
+
+    def _open_terminal(self) -> None:
+        if self._prepared.terminal is None:
+            return
+        self._step = "terminal"
+        devpts = self._strict("dev/pts", directory=True)
+        number = self._set_terminal(devpts)
+        console = openat2(self._root_fd, "dev/console", os.O_PATH, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+        mount.move_mount(mount.open_tree(devpts, str(number), mount.OPEN_TREE_CLONE), console)
+
+    def _set_terminal(self, devpts: int) -> int:
+        """Make a terminal in the devpts instance and the standard streams of it; its master goes to the keeper."""
+        master = openat2(devpts, "ptmx", os.O_RDWR | os.O_NOCTTY, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+        if os.fstat(master).st_rdev != os.makedev(5, 2):
+            raise StepError(self._step, errno.ENODEV, "/dev/pts/ptmx is no terminal multiplexer")
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        (number,) = struct.unpack("i", fcntl.ioctl(master, _TIOCGPTN, struct.pack("i", 0)))
+        rows, columns = self._launch.get("rows", 24), self._launch.get("columns", 80)
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        slave: int = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        os.fchown(slave, self._launch["uid"], -1)
+        assert self._prepared.terminal is not None
+        socket.send_fds(self._prepared.terminal, [b"t"], [master])
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        self._prepared.stdio = (slave, slave, slave)
+        return int(number)
+
+    # ---- the last steps
+
+    def _pivot(self) -> None:
+        self._step = "pivot"
+        os.fchdir(self._root_fd)
+        mount.pivot_root(".", ".")
+        mount.umount2(".", mount.MNT_DETACH)
+        os.chdir("/")
+
+    def _finish(self) -> None:
+        """Streams, limits, credentials, confinement, program."""
+        launch = self._launch
+        assert self._prepared.stdio is not None
+        for number, fd in enumerate(self._prepared.stdio):
+            os.dup2(fd, number)
+        self._keep_only(self._prepared.error_fd, self._prepared.init_fd)
+        self._step = "rlimit"
+        for kind, soft, hard in launch["rlimits"]:
+            resource.setrlimit(kind, (soft, hard))
+        LIBC.syscall(_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
+        self._step = "capabilities"
+        prctl.set_no_new_privs(True)
+        keep = launch["caps"]
+        for capability in range(prctl.CAP_LAST_CAP + 1):
+            if not keep >> capability & 1:
+                prctl.capbset_drop(capability)
+        self._step = "credentials"
+        os.setgroups(launch["groups"])
+        os.setresgid(launch["gid"], launch["gid"], launch["gid"])
+        os.setresuid(launch["uid"], launch["uid"], launch["uid"])
+        self._step = "capabilities"
+        _capset(keep if launch["uid"] == 0 else 0)
+        self._step = "cwd"
+        os.chdir(launch["cwd"])
+        if not os.getcwdb().startswith(b"/"):
+            raise StepError("cwd", errno.ENOENT, f"{launch['cwd']} is outside the container's root")
+        self._execute()
+
+    def _keep_only(self, error_fd: int, init_fd: int) -> None:
+        """Close every descriptor but the standard ones, the error pipe (3) and the init program (4)."""
+        spare = fcntl.fcntl(error_fd, fcntl.F_DUPFD_CLOEXEC, 16)
+        spare_init = fcntl.fcntl(init_fd, fcntl.F_DUPFD_CLOEXEC, 16) if init_fd >= 0 else -1
+        os.dup2(spare, _ERROR_FD, inheritable=False)
+        if spare_init >= 0:
+            os.dup2(spare_init, _INIT_FD, inheritable=False)
+        self._prepared.error_fd = _ERROR_FD
+        os.closerange(_INIT_FD + 1 if spare_init >= 0 else _INIT_FD, 1 << 20)
+
+    def _execute(self) -> None:
+        launch = self._launch
+        argv = [os.fsencode(word) for word in launch["argv"]]
+        env = {os.fsencode(key): os.fsencode(value) for key, _, value in (item.partition("=") for item in launch["env"])}
+        use_init = bool(launch.get("init"))
+        if self._prepared.seccomp:
+            self._step = "seccomp"
+            _seccomp(self._prepared.seccomp)
+        self._step = "execve"
+        worst = errno.ENOENT
+        for path in self._prepared.candidates:
+            try:
+                if use_init:
+                    if not os.access(path, os.X_OK):
+                        raise OSError(errno.EACCES if os.path.exists(path) else errno.ENOENT, "no program")
+                    os.execve(_INIT_FD, [b"init", b"--", *argv], env)
+                os.execve(path, argv, env)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    raise
+                worst = error.errno if error.errno == errno.EACCES else worst
+        raise StepError("execve", worst, launch["argv"][0])
+
+
+def _overlay_escaped(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def _capset(mask: int) -> None:
+    """capset(2): effective and permitted are ``mask``, inheritable is empty."""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    checked("capset", LIBC.capset(ctypes.byref(header), ctypes.byref(data)))
+
+
+def _seccomp(program: bytes) -> None:
+    """Load a compiled filter of ``struct sock_filter`` (8 bytes each) for this process."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
+    checked("seccomp", LIBC.prctl(22, ctypes.c_ulong(2), ctypes.byref(fprog), ctypes.c_ulong(0), ctypes.c_ulong(0)))

@@ -1,0 +1,208 @@
+"""What a container writes: from its pipes or terminal into its log, and to whoever is attached."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nestbed import runlog
+
+CHUNK_BYTES = 64 * 1024
+
+Watch = Callable[[int, Callable[[], object] | None], None]
+
+
+class Journal:
+    """The log of one container: ``log`` in its bundle, rotated by size. A full disk loses output, counted, and harms nobody."""
+
+    def __init__(self, bundle: str, *, bytes_max: int, files: int) -> None:
+        """``bundle`` is the directory; files are opened when there is something to write."""
+        self._bundle = bundle
+        self._bytes_max = max(bytes_max, 4096)
+        self._files = max(files, 1)
+        self._fd = -1
+        self._size = 0
+        self.bytes_lost = 0
+
+    def write(self, stream: int, data: bytes) -> None:
+        """Append what was read from ``stream`` now. Never raises for a disk that does not take it."""
+        entries = runlog.encode(time.time(), stream, data)
+        try:
+            if self._fd < 0:
+                self._open()
+            elif self._size and self._size + len(entries) > self._bytes_max:
+                self._rotate()
+            written = os.write(self._fd, entries)
+            self._size += written
+            if written < len(entries):
+                os.ftruncate(self._fd, self._size - written)
+                self._size -= written
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError:
+            self.bytes_lost += len(data)
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(f"{self._bundle}/log", flags, 0o600)
+        shape = os.fstat(fd)
+        if not stat.S_ISREG(shape.st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "the log is no regular file")
+        self._fd, self._size = fd, shape.st_size
+
+    def _rotate(self) -> None:
+        self.close()
+        base = f"{self._bundle}/log"
+        for number in range(self._files - 1, 0, -1):
+            older = base if number == 1 else f"{base}.{number - 1}"
+            if os.path.lexists(older):
+                os.rename(older, f"{base}.{number}")
+        if self._files == 1:
+            os.unlink(base)
+        self._open()
+
+    def close(self) -> None:
+        """Let the file go; a later write opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(slots=True, eq=False)
+class Sink:
+    """Someone attached: non-blocking write ends for stdout and stderr, and what they have not yet taken."""
+
+    fds: dict[int, int]
+    pending: dict[int, bytes] = field(default_factory=dict)
+
+    def offer(self, stream: int, data: bytes) -> bool:
+        """Pass ``data`` on. False when the reader is gone."""
+        return self._push(stream, self.pending.get(stream, b"") + data)
+
+    def flush(self) -> bool:
+        """Try again what is pending. False when the reader is gone."""
+        return all([self._push(stream, data) for stream, data in list(self.pending.items())])
+
+    def _push(self, stream: int, data: bytes) -> bool:
+        try:
+            while data:
+                data = data[os.write(self.fds[stream], data) :]
+        except BlockingIOError:
+            self.pending[stream] = data
+            return True
+        except OSError:
+            return False
+        self.pending.pop(stream, None)
+        return True
+
+    def close(self) -> None:
+        """Close its descriptors: an end of file for the reader."""
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+        self.pending.clear()
+
+
+class Outlet:
+    """Everything a container's output goes through: sources in, journal and sinks out.
+
+    A sink that is full stops the sources until it takes more; so an attached reader slows the program and loses nothing.
+    """
+
+    def __init__(self, journal: Journal, watch: Watch, drain: Watch, lost: Callable[[int], None]) -> None:
+        """``watch(fd, f)`` calls f when fd can be read, ``drain(fd, f)`` when it can be written; f None ends that. ``lost`` is
+        told the total of bytes that could not be logged, whenever it grew."""
+        self.journal = journal
+        self.sources: dict[int, int] = {}
+        self.sinks: list[Sink] = []
+        self._watch = watch
+        self._drain = drain
+        self._lost = lost
+        self._held = False
+
+    def add_source(self, fd: int, stream: int) -> None:
+        """Read ``fd`` (owned from now on) as ``stream``, until its end."""
+        os.set_blocking(fd, False)
+        self.sources[fd] = stream
+        if not self._held:
+            self._watch(fd, lambda: self.pump(fd))
+
+    def add_sink(self, sink: Sink) -> None:
+        """Give everything from now on to ``sink`` too."""
+        for fd in sink.fds.values():
+            os.set_blocking(fd, False)
+        self.sinks.append(sink)
+
+    def pump(self, fd: int) -> bool:
+        """Read once from ``fd``. False when there was nothing (more)."""
+        try:
+            data = os.read(fd, CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:  # a terminal whose last slave closed reads EIO
+            data = b""
+        if not data:
+            self._end(fd)
+            return False
+        stream = self.sources[fd]
+        lost = self.journal.bytes_lost
+        self.journal.write(stream, data)
+        if self.journal.bytes_lost != lost:
+            self._lost(self.journal.bytes_lost)
+        for sink in list(self.sinks):
+            if not sink.offer(stream, data):
+                self._drop(sink)
+        self._hold()
+        return True
+
+    def finish(self) -> None:
+        """The program ended: take what is left in the sources, then close everything."""
+        for fd in list(self.sources):
+            while fd in self.sources and self.pump(fd):
+                pass
+            if fd in self.sources:
+                self._end(fd)
+        self.journal.close()
+        for sink in list(self.sinks):
+            if not sink.pending:
+                self._drop(sink)
+
+    def _end(self, fd: int) -> None:
+        if not self._held:
+            self._watch(fd, None)
+        del self.sources[fd]
+        os.close(fd)
+
+    def _drop(self, sink: Sink) -> None:
+        for stream in sink.pending:
+            self._drain(sink.fds[stream], None)
+        sink.close()
+        if sink in self.sinks:
+            self.sinks.remove(sink)
+
+    def _hold(self) -> None:
+        """Stop or resume the sources as the sinks demand."""
+        full = [sink for sink in self.sinks if sink.pending]
+        for sink in full:
+            for stream in sink.pending:
+                self._drain(sink.fds[stream], lambda sink=sink: self._resume(sink))
+        held = bool(full)
+        if held != self._held:
+            self._held = held
+            for fd in self.sources:
+                self._watch(fd, None if held else (lambda fd=fd: self.pump(fd)))
+
+    def _resume(self, sink: Sink) -> None:
+        waiting = list(sink.pending)
+        fds = {stream: sink.fds[stream] for stream in waiting}
+        alive = sink.flush()
+        for stream in waiting:
+            if stream not in sink.pending:
+                self._drain(fds[stream], None)
+        if not alive or (not sink.pending and not self.sources):
+            self._drop(sink)
+        self._hold()

@@ -1,0 +1,194 @@
+"""The keeper's private mount namespace, and the template of what containers see.
+
+The keeper's root is a small tmpfs. It holds what Python needs, read-only (so ``/proc/self/exe`` of a clone, the interpreter, can never
+be opened for writing, CVE-2019-5736); the bundles; a minimal ``/dev``; covers for what is hidden; and in ``/t`` a private copy of all
+the node's mounts with the daemon's secrets covered. Every container's mount namespace begins as a copy of this one, at
+about 3 microseconds a mount, which is why it is kept small.
+
+The node's own mount namespace is never changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+import nestbed
+from nestbed.linux import mount
+from nestbed.linux.libc import AT_RECURSIVE
+from nestbed.linux.namespace import CLONE_NEWNS, setns, unshare
+from nestbed.linux.path import openat2
+from nestbed.process.launch import BUNDLES, DEVICES, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
+
+_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("net/tun", 10, 200))
+_DEVICE_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+_PSEUDO = frozenset({"proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "mqueue", "cgroup", "cgroup2", "nsfs", "bpf", "debugfs",
+                     "tracefs", "securityfs", "pstore", "efivarfs", "configfs", "fusectl", "hugetlbfs", "binfmt_misc", "autofs", "rpc_pipefs"})  # fmt: skip
+
+
+def enter(bundles_fd: int) -> None:
+    """Move this process into a mount namespace of its own that holds only what the keeper needs.
+
+    Called once, before the keeper executes itself again from the read-only copy of its interpreter.
+    """
+    bundles = mount.open_tree(bundles_fd, "", mount.OPEN_TREE_CLONE)
+    unshare(CLONE_NEWNS)
+    mount.mount_setattr(-100, "/", recursive=True, propagation=mount.MS_PRIVATE)
+    python = {path: mount.open_tree(-100, path, mount.OPEN_TREE_CLONE) for path in _python_paths()}
+    links = {name: os.readlink(f"/{name}") for name in ("bin", "lib", "lib32", "lib64", "libx32", "sbin") if os.path.islink(f"/{name}")}
+    proc = mount.open_tree(-100, "/proc", mount.OPEN_TREE_CLONE)
+    root = mount.fsmount("tmpfs", (("mode", "0755"), ("size", "1m")), mount.MOUNT_ATTR_NOSUID)
+    mount.move_mount(root, -100, "/proc")
+    os.fchdir(root)
+    mount.pivot_root(".", ".")
+    mount.umount2(".", mount.MNT_DETACH)
+    os.chdir("/")
+    for name, target in links.items():
+        os.symlink(target, f"/{name}")
+    for path, tree in python.items():
+        mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
+        _attach(tree, path)
+    _attach(proc, "/proc")
+    _attach(bundles, BUNDLES)
+    for path in (TEMPLATE, NEW_ROOT, SCRATCH):
+        Path(path).mkdir()
+    _make_covers()
+    _make_devices()
+
+
+def _python_paths() -> list[str]:
+    """The directories that hold the interpreter and its modules, none within another, symbolic links resolved away."""
+    wanted = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, sys.prefix, str(Path(nestbed.__file__).parent.parent)}
+    real = {path for path in wanted if os.path.lexists(path) and not os.path.islink(path)}
+    return sorted(path for path in real if not any(path != other and path.startswith(f"{other}/") for other in real))
+
+
+def _attach(tree: int, path: str) -> None:
+    if stat.S_ISDIR(os.fstat(tree).st_mode):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    mount.move_mount(tree, -100, path)
+    os.close(tree)
+
+
+def _make_covers() -> None:
+    Path(MASK_DIR).mkdir(parents=True)
+    Path(MASK_DIR).chmod(0o555)
+    Path(MASK_FILE).touch()
+    Path(MASK_FILE).chmod(0)
+    for path in (MASK_DIR, MASK_FILE):
+        tree = mount.open_tree(-100, path, mount.OPEN_TREE_CLONE)
+        mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
+        mount.move_mount(tree, -100, path)
+        os.close(tree)
+
+
+def _make_devices() -> None:
+    tree = mount.fsmount("tmpfs", (("mode", "0755"), ("size", "64k")), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC)
+    _attach(tree, DEVICES)
+    for name in ("pts", "shm", "net"):
+        os.mkdir(f"{DEVICES}/{name}")
+    for name, major, minor in _DEVICES:
+        os.mknod(f"{DEVICES}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.chmod(f"{DEVICES}/{name}", 0o666)
+    for name, target in _DEVICE_LINKS:
+        os.symlink(target, f"{DEVICES}/{name}")
+    Path(f"{DEVICES}/console").touch()
+    mount.mount_setattr(-100, DEVICES, attr_set=mount.MOUNT_ATTR_RDONLY)
+
+
+class Template:
+    """The copy of the node's mounts at ``/t``; made anew when the node's mounts or the masks changed."""
+
+    def __init__(self, node_mnt_fd: int) -> None:
+        """``node_mnt_fd`` is the node's mount namespace."""
+        self._node_mnt_fd = node_mnt_fd
+        self._own_mnt_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._wanted: tuple[str, ...] = ()
+        self.stale = True
+        self.masks: tuple[tuple[str, bool], ...] = ()
+        """What is hidden, and whether it is a directory."""
+        self.overlay_points: tuple[str, ...] = ()
+        """Mount points of real file systems below the root."""
+
+    def hide(self, paths: list[str]) -> None:
+        """Hide these absolute paths from every container started from now on."""
+        if tuple(paths) != self._wanted:
+            self._wanted = tuple(paths)
+            self.stale = True
+
+    def refresh(self) -> None:
+        """Make the template anew if it is stale."""
+        if not self.stale:
+            return
+        tree = self._copy_node()
+        try:
+            mount.umount2(TEMPLATE, mount.MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        mount.mount_setattr(tree, "", recursive=True, propagation=mount.MS_PRIVATE)
+        mount.move_mount(tree, -100, TEMPLATE)
+        os.close(tree)
+        points = self._prune()
+        self._cover()
+        hidden = [path for path, _ in self.masks]
+        self.overlay_points = tuple(
+            point
+            for point, kind in points
+            if kind not in _PSEUDO and not any(point == path or point.startswith(f"{path}/") for path in hidden)
+        )
+        self.stale = False
+
+    def _copy_node(self) -> int:
+        setns(self._node_mnt_fd, CLONE_NEWNS)
+        try:
+            return mount.open_tree(-100, "/", mount.OPEN_TREE_CLONE | AT_RECURSIVE)
+        finally:
+            setns(self._own_mnt_fd, CLONE_NEWNS)
+
+    @staticmethod
+    def _prune() -> list[tuple[str, str]]:
+        """Drop what every container replaces anyway, and namespace files; give the mount points left below the root."""
+        prefix = f"{TEMPLATE}/"
+        kept: list[tuple[str, str]] = []
+        mounts = [(point, kind) for point, kind, _ in mount.mountpoints() if point.startswith(prefix)]
+        for point, kind in reversed(mounts):
+            inside = point[len(TEMPLATE) :]
+            if inside.startswith(("/proc/", "/sys/", "/dev/")) or inside in ("/proc", "/sys") or kind == "nsfs":
+                mount.umount2(point, mount.MNT_DETACH)
+            else:
+                kept.append((inside, kind))
+        return kept[::-1]
+
+    def _cover(self) -> None:
+        root = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+        covered = []
+        try:
+            for path in self._wanted:
+                try:
+                    found = openat2(root, path, os.O_PATH)
+                except OSError as error:
+                    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+                        continue
+                    raise
+                directory = stat.S_ISDIR(os.fstat(found).st_mode)
+                tree = mount.open_tree(-100, MASK_DIR if directory else MASK_FILE, mount.OPEN_TREE_CLONE)
+                mount.move_mount(tree, found)
+                os.close(tree)
+                os.close(found)
+                covered.append((path, directory))
+        finally:
+            os.close(root)
+        self.masks = tuple(covered)
