@@ -6,31 +6,16 @@ Everything that must outlive the keeper is in ``status.json`` before anybody is 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import signal
-import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nestbed.linux.namespace import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWUTS,
-    CLONE_PARENT,
-    clone3,
-    setns,
-    unshare,
-)
-from nestbed.linux.path import openat2
 from nestbed.linux.pidfd import exit_information, open_process, start_time
-from nestbed.process.launch import BUNDLES, DEVICES, TEMPLATE, Child, Prepared, candidates
+from nestbed.process.birth import Birth, Join, Refusal
+from nestbed.process.launch import BUNDLES
 from nestbed.process.output import Journal, Outlet, Sink
 from nestbed.process.protocol import Launch
 
@@ -45,34 +30,9 @@ BACKOFF_MAX_SECONDS = 60.0
 BACKOFF_RESET_SECONDS = 10.0
 """A run of at least this long makes the next restart quick again."""
 
-_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
-_NET_DEFAULTS = (
-    *((f"ipv4/conf/{conf}/{name}", value) for conf in ("all", "default") for name, value in (("forwarding", "0"), ("rp_filter", "0"))),
-    *((f"ipv4/conf/{conf}/accept_redirects", "1") for conf in ("all", "default")),
-    *((f"ipv4/conf/{conf}/send_redirects", "1") for conf in ("all", "default")),
-    ("ipv4/conf/all/arp_ignore", "1"),
-    ("ipv4/conf/all/arp_announce", "2"),
-    ("ipv4/ip_unprivileged_port_start", "0"),
-    ("ipv4/ping_group_range", "0 2147483647"),
-    ("ipv6/conf/default/dad_transmits", "0"),
-    ("ipv6/conf/default/router_solicitations", "0"),
-)
-"""A new namespace takes over IPv4 settings of the machine's first one; containers must not show on which machine they are."""
-
 _HARMLESS_BY_DEFAULT = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 )
-_JOINED = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP
-
-
-class Refusal(Exception):
-    """What nestbedd is answered when something cannot be done: the step, an errno, and a text."""
-
-    def __init__(self, step: str, number: int, text: str) -> None:
-        super().__init__(text)
-        self.step = step
-        self.number = number
-        self.text = text
 
 
 class Charge:
@@ -102,6 +62,7 @@ class Charge:
         self._waiting_sinks: list[Sink] = []
         self._execs: dict[str, int] = {}
         self._starting = False
+        self._birth: Birth | None = None
         self._memory_file = ""
         self._oom_kills = 0
 
@@ -143,40 +104,18 @@ class Charge:
     # ---- network namespace
 
     def prepare(self) -> Answer:
-        """Make the network namespace, or give the one there is."""
+        """Make the network namespace, or give the one there is; and let the program's process set itself up meanwhile."""
         if self._netns_fd < 0:
-            self._make_netns()
-        return {}, [os.dup(self._netns_fd), self._netlink_fd()]
+            self._netns_fd = self._keeper.netns.take()
+        if self._birth is None and self._state in ("created", "stopped"):
+            self._birth = Birth(self._keeper, self._read_launch(), self._netns_fd)
+        return {}, [os.dup(self._netns_fd), self._keeper.netns.netlink(self._netns_fd)]
 
     def netlink(self) -> Answer:
         """A netlink socket inside the network namespace."""
         if self._netns_fd < 0:
             raise Refusal("netns", errno.ENOENT, "the container has no network namespace now")
-        return {}, [self._netlink_fd()]
-
-    def _make_netns(self) -> None:
-        unshare(CLONE_NEWNET)
-        try:
-            self._netns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            for path, value in _NET_DEFAULTS:
-                try:
-                    fd = os.open(f"/proc/sys/net/{path}", os.O_WRONLY | os.O_CLOEXEC)
-                except FileNotFoundError:  # no IPv6 in this kernel
-                    continue
-                os.write(fd, value.encode())
-                os.close(fd)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                request = struct.pack("16sh22x", b"lo", _IFF_UP)
-                fcntl.ioctl(probe, _SIOCSIFFLAGS, request)
-        finally:
-            setns(self._keeper.netns_fd, CLONE_NEWNET)
-
-    def _netlink_fd(self) -> int:
-        setns(self._netns_fd, CLONE_NEWNET)
-        try:
-            return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
-        finally:
-            setns(self._keeper.netns_fd, CLONE_NEWNET)
+        return {}, [self._keeper.netns.netlink(self._netns_fd)]
 
     # ---- start
 
@@ -202,137 +141,34 @@ class Charge:
     def _launch(self, complete: Completion) -> None:
         launch = self._read_launch()
         self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
-        self._keeper.template.refresh()
         if self._netns_fd < 0:
-            self._make_netns()
-        ours: list[int] = []
-        """Descriptors for the child alone."""
-        kept: list[int] = []
-        """Descriptors that stay here."""
-        try:
-            prepared, ends = self._prepare_child(launch, ours, kept)
-            cgroup_fd = self._cgroup_fd(launch, ours)
-            error_fd, prepared.error_fd = _pipe(kept, ours)
-            flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
-            try:
-                pid, pidfd = clone3(flags, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
-            except OSError as error:
-                raise Refusal("clone", error.errno or errno.EIO, "clone3") from error
-            if pid == 0:
-                Child(prepared).run()
-        except BaseException:
-            _close(kept)
-            raise
-        finally:
-            _close(ours)
-        self._starting = True
+            self._netns_fd = self._keeper.netns.take()
+        birth, self._birth = self._birth, None
+        if birth is None or not birth.alive():
+            birth = Birth(self._keeper, launch, self._netns_fd)
         self._note_memory(launch)
-        self._keeper.loop.watch(error_fd, lambda: self._launched(launch, error_fd, pid, pidfd, ends, complete))
+        self._starting = True
+        birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
 
-    def _prepare_child(self, launch: Launch, ours: list[int], kept: list[int]) -> tuple[Prepared, tuple[int, int, int, int]]:
-        """What the child needs, and ``(stdin, out, err, terminal socket)`` that stay here, -1 where there is none."""
-        prepared = Prepared(launch=launch, error_fd=-1, stdio=None, terminal=None, netns_fd=self._netns_fd)
-        prepared.candidates = candidates(launch["argv"][0], launch["env"])
-        prepared.overlay_points = self._keeper.template.overlay_points
-        prepared.masks = self._keeper.template.masks
-        self._join_cgroups(launch, prepared, ours)
-        self._confine(launch, prepared, ours)
-        if launch["tty"]:
-            near, far = socket.socketpair()
-            kept.append(near.detach())
-            prepared.terminal = far
-            ours.append(far.fileno())
-            return prepared, (-1, -1, -1, kept[-1])
-        stdin_fd = -1
-        if launch["stdin"]:
-            child_in, stdin_fd = _pipe(ours, kept)
-        else:
-            child_in = _open(ours, f"{DEVICES}/null", os.O_RDONLY)
-        out, child_out = _pipe(kept, ours)
-        err, child_err = _pipe(kept, ours)
-        # Opened for both ways, the pipe has a reader as long as the program lives: no SIGPIPE while there is no keeper.
-        both = [_open(ours, f"/proc/self/fd/{fd}", os.O_RDWR) for fd in (child_out, child_err)]
-        prepared.stdio = (child_in, both[0], both[1])
-        return prepared, (stdin_fd, out, err, -1)
-
-    def _join_cgroups(self, launch: Launch, prepared: Prepared, ours: list[int]) -> None:
-        root = self._keeper.host_root_fd
-        for path in launch["cgroups"]:
-            try:
-                prepared.task_fds.append(_open(ours, f"{path.lstrip('/')}/tasks", os.O_WRONLY, dir_fd=root))
-            except OSError as error:
-                raise Refusal("cgroup", error.errno or errno.EIO, path) from error
-
-    def _cgroup_fd(self, launch: Launch, ours: list[int]) -> int:
-        if not launch["cgroup2"]:
-            return -1
-        path = f"{launch['cgroup2_mount']}/{launch['cgroup2']}".lstrip("/")
-        try:
-            return _open(ours, path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._keeper.host_root_fd)
-        except OSError as error:
-            raise Refusal("cgroup", error.errno or errno.EIO, f"/{path}") from error
-
-    def _confine(self, launch: Launch, prepared: Prepared, ours: list[int]) -> None:
-        prepared.seccomp = self._seccomp(launch["seccomp"])
-        if launch.get("init"):
-            # From the template copy of /usr, which is read-only: /proc/1/exe must never be writable.
-            prepared.init_fd = _open(ours, launch["init"], os.O_PATH)
-        if upper := launch["root"].get("upper"):
-            root = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
-            try:
-                prepared.upper_fd = openat2(root, upper, os.O_RDONLY | os.O_DIRECTORY)
-            except OSError as error:
-                raise Refusal("overlay", error.errno or errno.EIO, upper) from error
-            finally:
-                os.close(root)
-            ours.append(prepared.upper_fd)
-
-    def _seccomp(self, name: str) -> bytes:
-        if not name:
-            return b""
-        program = self._keeper.seccomp.get(name)
-        if program is None:
-            if "/" in name:
-                raise Refusal("seccomp", errno.EINVAL, name)
-            try:
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.run_fd)
-            except OSError as error:
-                raise Refusal("seccomp", error.errno or errno.EIO, name) from error
-            with os.fdopen(fd, "rb") as file:
-                program = self._keeper.seccomp[name] = file.read()
-        return program
-
-    def _launched(self, launch: Launch, error_fd: int, pid: int, pidfd: int, ends: tuple[int, int, int, int], complete: Completion) -> None:
+    def _launched(self, launch: Launch, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
         """The child has executed the program or told what went wrong."""
-        self._keeper.loop.watch(error_fd, None)
-        report = os.read(error_fd, 4096)
-        os.close(error_fd)
         self._starting = False
-        stdin_fd, out, err, terminal_socket = ends
-        terminal = _receive_terminal(terminal_socket)
-        if report:
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            _close([fd for fd in (pidfd, stdin_fd, out, err, terminal) if fd >= 0])
-            refusal = _refusal(report)
-            self._exit = {
-                "code": None,
-                "signal": None,
-                "reason": "start-failed",
-                "message": f"{refusal.step}: {refusal.text}",
-                "at": time.time(),
-            }
+        if refusal is not None:
+            birth.bury()
+            self._exit = _start_failed(refusal)
             self._save()
             complete(refusal, {}, [])
             return
-        self._pid, self._pidfd, self._start_time = pid, pidfd, start_time(pid)
+        self._pid, self._pidfd, self._start_time = birth.pid, birth.pidfd, start_time(birth.pid)
         self._started_at = time.time()
         self._state, self._exit, self._ours = "running", None, True
-        self._stdin_fd, self._terminal_fd = stdin_fd, terminal
-        self._connect_output(launch, {out: 1, err: 2} if terminal < 0 else {os.dup(terminal): 1})
+        self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
+        streams = [birth.out_fd, birth.err_fd] if birth.terminal_fd < 0 else [os.dup(birth.terminal_fd)]
+        given = [os.dup(fd) for fd in (birth.pidfd, *streams)]
+        self._connect_output(launch, {fd: stream for stream, fd in enumerate(streams, 1)})
         self._save()
-        self._keeper.loop.watch(pidfd, self._ended)
-        streams = [os.dup(fd) for fd in ((out, err) if terminal < 0 else (terminal,))]
-        complete(None, {"pid": pid, "start_time": self._start_time, "status": self.status()}, [os.dup(pidfd), *streams])
+        self._keeper.loop.watch(birth.pidfd, self._ended)
+        complete(None, {"pid": birth.pid, "start_time": self._start_time, "status": self.status()}, given)
 
     def _connect_output(self, launch: Launch, sources: dict[int, int]) -> None:
         journal = Journal(self._bundle, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
@@ -444,13 +280,7 @@ class Charge:
         try:
             self._launch(complete)
         except Refusal as refusal:
-            self._exit = {
-                "code": None,
-                "signal": None,
-                "reason": "start-failed",
-                "message": f"{refusal.step}: {refusal.text}",
-                "at": time.time(),
-            }
+            self._exit = _start_failed(refusal)
             self._settle()
 
     def set_policy(self, mode: str, max_retries: int) -> Answer:
@@ -523,77 +353,22 @@ class Charge:
     def exec(self, exec_id: str, given: dict[str, Any], fds: list[int], complete: Completion) -> None:
         """Run a further program; ``fds`` are its standard streams (closed here), or none with a terminal."""
         launch: Launch = given  # type: ignore[assignment]
-        ours = list(fds)
-        kept: list[int] = []
-        terminal_socket = -1
-        try:
-            if self._state != "running" or exec_id in self._execs:
-                raise Refusal("keeper", errno.ESRCH, "it does not run")
-            if launch["tty"] != (not fds) or len(fds) not in (0, 3):
-                raise Refusal("message", errno.EINVAL, "exec takes three descriptors, or none with a terminal")
-            prepared = Prepared(launch=launch, error_fd=-1, stdio=None, terminal=None)
-            prepared.candidates = candidates(launch["argv"][0], launch["env"])
-            prepared.seccomp = self._seccomp(launch["seccomp"])
-            if launch["tty"]:
-                near, far = socket.socketpair()
-                terminal_socket = near.detach()
-                kept.append(terminal_socket)
-                prepared.terminal = far
-                ours.append(far.fileno())
-            else:
-                prepared.stdio = (fds[0], fds[1], fds[2])
-            container = self._read_launch()
-            self._join_cgroups(container, prepared, ours)
-            cgroup_fd = self._cgroup_fd(container, ours)
-            error_fd, prepared.error_fd = _pipe(kept, ours)
-            pid = self._clone_inside(prepared, cgroup_fd)
-            if prepared.terminal is not None:
-                prepared.terminal.detach()
-        except BaseException:
-            _close(kept)
-            raise
-        finally:
-            _close(ours)
-        pidfd = os.pidfd_open(pid) if pid else -1
-        self._keeper.loop.watch(error_fd, lambda: self._exec_launched(exec_id, error_fd, pid, pidfd, terminal_socket, complete))
+        if self._state != "running" or exec_id in self._execs:
+            for fd in fds:
+                os.close(fd)
+            raise Refusal("keeper", errno.ESRCH, "it does not run")
+        birth = Birth(self._keeper, launch, -1, join=Join(self._read_launch(), self._pidfd, fds))
+        birth.go(lambda refusal: self._exec_launched(exec_id, birth, refusal, complete))
 
-    def _clone_inside(self, prepared: Prepared, cgroup_fd: int) -> int:
-        """The pid of a child of the keeper inside the container's namespaces, or 0 if that failed (the error pipe tells).
-
-        A process enters a pid namespace only by being born there, so a clone joins the namespaces and clones once more, with the
-        keeper as parent.
-        """
-        pid_out, pid_in = os.pipe2(os.O_CLOEXEC)
-        outer, outer_pidfd = clone3(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
-        if outer == 0:
-            child = Child(prepared)
-            child.enter(self._pidfd, _JOINED)
-            inner, _ = clone3(CLONE_PARENT, exit_signal=0)
-            if inner == 0:
-                child.join()
-            os.write(pid_in, struct.pack("i", inner))
-            os._exit(0)
-        os.close(pid_in)
-        answer = os.read(pid_out, 4)
-        os.close(pid_out)
-        os.waitid(os.P_PIDFD, outer_pidfd, os.WEXITED)
-        os.close(outer_pidfd)
-        return int(struct.unpack("i", answer)[0]) if len(answer) == 4 else 0
-
-    def _exec_launched(self, exec_id: str, error_fd: int, pid: int, pidfd: int, terminal_socket: int, complete: Completion) -> None:
-        self._keeper.loop.watch(error_fd, None)
-        report = os.read(error_fd, 4096)
-        os.close(error_fd)
-        terminal = _receive_terminal(terminal_socket)
-        if report or not pid:
-            if pid:
-                self._keeper.reap_later(pidfd)
-            _close([terminal] if terminal >= 0 else [])
-            complete(_refusal(report) if report else Refusal("namespaces", errno.ESRCH, "it ended meanwhile"), {}, [])
+    def _exec_launched(self, exec_id: str, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
+        if refusal is not None:
+            birth.bury()
+            complete(refusal, {}, [])
             return
-        self._execs[exec_id] = pidfd
-        self._keeper.loop.watch(pidfd, lambda: self._exec_ended(exec_id))
-        complete(None, {"pid": pid, "start_time": start_time(pid)}, [os.dup(pidfd), *([terminal] if terminal >= 0 else [])])
+        self._execs[exec_id] = birth.pidfd
+        self._keeper.loop.watch(birth.pidfd, lambda: self._exec_ended(exec_id))
+        streams = [birth.terminal_fd] if birth.terminal_fd >= 0 else []
+        complete(None, {"pid": birth.pid, "start_time": start_time(birth.pid)}, [os.dup(birth.pidfd), *streams])
 
     def _exec_ended(self, exec_id: str) -> None:
         pidfd = self._execs.pop(exec_id)
@@ -737,6 +512,9 @@ class Charge:
         if self._state == "running" or self._starting:
             raise Refusal("keeper", errno.EBUSY, "it runs")
         self._state = "stopped"
+        if self._birth is not None:
+            self._birth.bury()
+            self._birth = None
         for sink in self._waiting_sinks:
             sink.close()
         self._waiting_sinks = []
@@ -745,44 +523,15 @@ class Charge:
             self._netns_fd = -1
 
 
-def _pipe(read_owner: list[int], write_owner: list[int]) -> tuple[int, int]:
-    """A close-on-exec pipe ``(read, write)``, its ends noted with their owners."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    read_owner.append(read)
-    write_owner.append(write)
-    return read, write
-
-
-def _open(owner: list[int], path: str, flags: int, *, dir_fd: int | None = None) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
-    owner.append(fd)
-    return fd
-
-
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-    fds.clear()
 
 
-def _receive_terminal(near: int) -> int:
-    """The terminal's master that the child sent, or -1; closes the socket."""
-    if near < 0:
-        return -1
-    with socket.socket(fileno=near) as channel:
-        channel.setblocking(False)
-        try:
-            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-        except OSError:
-            return -1
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return fds[0] if fds else -1
-
-
-def _refusal(report: bytes) -> Refusal:
-    step, number, text = report.decode(errors="replace").split("\0", 2)
-    return Refusal(step, int(number), text)
+def _start_failed(refusal: Refusal) -> dict[str, Any]:
+    record = _exit_record(None, oom=False)
+    record.update(reason="start-failed", message=f"{refusal.step}: {refusal.text}")
+    return record
 
 
 def _exit_record(status: int | None, *, oom: bool) -> dict[str, Any]:

@@ -27,8 +27,10 @@ import prctl
 
 from nestbed.linux.pidfd import start_time
 from nestbed.process import template
-from nestbed.process.charge import Charge, Refusal
+from nestbed.process.birth import Birth, Refusal
+from nestbed.process.charge import Charge
 from nestbed.process.launch import BUNDLES
+from nestbed.process.netns import NetworkNamespaces
 from nestbed.process.output import Sink
 from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
 
@@ -81,10 +83,14 @@ class Loop:
         self._count += 1
         heapq.heappush(self._timers, (time.monotonic() + seconds, self._count, handler))
 
-    def step(self) -> None:
-        """Wait for something and handle it."""
-        timeout = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else -1
-        for fd, events in self._epoll.poll(timeout):
+    def step(self, idle: Callable[[], bool]) -> None:
+        """Wait for something and handle it; when there is nothing, let ``idle`` do something useful while it says True."""
+        ready = self._epoll.poll(0)
+        while not ready and idle():
+            ready = self._epoll.poll(0)
+        if not ready:
+            ready = self._epoll.poll(max(self._timers[0][0] - time.monotonic(), 0) if self._timers else -1)
+        for fd, events in ready:
             if events & (select.EPOLLPRI | select.EPOLLERR) and fd in self._urgent:
                 self._urgent[fd]()
             if events & (select.EPOLLOUT | select.EPOLLERR) and fd in self._writers:
@@ -102,9 +108,11 @@ class Keeper:
         self.loop = Loop()
         self.run_fd = run_fd
         self.host_root_fd = host_root_fd
-        self.netns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.netns = NetworkNamespaces()
         self.template = template.Template(node_mnt_fd)
         self.charges: dict[str, Charge] = {}
+        self.waiting: set[Birth] = set()
+        """Clones that set themselves up or wait for the word to go."""
         self.seccomp: dict[str, bytes] = {}
         self._channel: socket.socket | None = None
         self._rendezvous, self._rendezvous_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -143,7 +151,11 @@ class Keeper:
         gc.freeze()
         self.send({"event": "ready", "pid": os.getpid(), "version": VERSION, "adopted": sorted(self.charges)})
         while self._channel is not None or self.charges:
-            self.loop.step()
+            self.loop.step(self._idle)
+
+    def _idle(self) -> bool:
+        """With time to spare, make a network namespace ahead; not while a clone that sets itself up needs the processor."""
+        return not self.waiting and self.netns.restock()
 
     def _write_record(self, record: dict[str, int]) -> None:
         fd = os.open("keeper.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.run_fd)

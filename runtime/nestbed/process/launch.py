@@ -7,6 +7,7 @@ The order of the steps is the kernel's:
 * cgroups are joined before the cgroup namespace is made, so that its root is the container's own cgroup;
 * sources of mounts are opened before anything is mounted over them;
 * sysctls are written through a procfs that was just made and cannot be a fake, and before it is made read-only;
+* all is set up before the child waits for the word to go: NICs are plugged meanwhile, and their sysctls written after;
 * descriptors are closed before the working directory is entered, so that no path reaches an old one (CVE-2024-21626);
 * the capability bounding set is cut while the process may still do so, the seccomp filter comes last.
 
@@ -45,8 +46,6 @@ _PROC_READ_ONLY = ("bus", "fs", "irq", "sysrq-trigger")
 _PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 _SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
-_ERROR_FD = 3
-_INIT_FD = 4
 _SIGNALS_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -80,9 +79,12 @@ class Prepared:
     launch: Launch
     error_fd: int
     stdio: tuple[int, int, int] | None
-    terminal: socket.socket | None
+    """Standard streams; a stdin of -1 is the container's /dev/null."""
+    terminal_fd: int = -1
     """With a terminal instead of stdio: the socket over which its master is sent to the keeper."""
     netns_fd: int = -1
+    go_fd: int = -1
+    """Where the child waits, all set up, for one byte before it executes; its end of file means that it is not wanted."""
     task_fds: list[int] = field(default_factory=list)
     """``tasks`` files of v1 cgroups."""
     init_fd: int = -1
@@ -167,17 +169,21 @@ class Child:
         self._pivot()
         self._step = "hostname"
         socket.sethostname(self._launch["hostname"])
-        self._finish()
+        self._arm()
+        self._wait_for_go()
+        self._set_sysctls(of_interfaces=True)
+        self._become()
 
     def _join(self) -> None:
         self._reset_signals()
         self._root_fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
         os.setsid()
         os.umask(0o022)
-        if self._prepared.terminal is not None:
+        if self._prepared.terminal_fd >= 0:
             self._step = "terminal"
             self._set_terminal(self._strict("dev/pts", directory=True))
-        self._finish()
+        self._arm()
+        self._become()
 
     # ---- before mounts
 
@@ -201,9 +207,9 @@ class Child:
         if size := self._launch.get("scratch_bytes", 0):
             options.append(("size", str(size)))
         mount.move_mount(mount.fsmount("tmpfs", tuple(options), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV), -100, SCRATCH)
-        for name, mode in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777), ("tmp", 0o1777)):
+        for name, permissions in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777), ("tmp", 0o1777)):
             os.mkdir(f"{SCRATCH}/{name}")
-            os.chmod(f"{SCRATCH}/{name}", mode)
+            os.chmod(f"{SCRATCH}/{name}", permissions)
         self._step = "mount"
         template_fd = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
         sources = [self._open_source(template_fd, item["source"]) for item in self._launch["mounts"]]
@@ -371,11 +377,20 @@ class Child:
         for name in _SYS_HIDDEN:
             self._hide(sys_fd, name)
         os.close(sys_fd)
+        self._set_sysctls(of_interfaces=False)
+
+    def _set_sysctls(self, *, of_interfaces: bool) -> None:
+        """Those of the network wait until the NICs are there; the others need a /proc/sys that is still writable."""
         self._step = "sysctl"
         for path, value in self._launch["sysctls"]:
-            fd = os.open(f"sys/{path}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
-            os.write(fd, value.encode())
-            os.close(fd)
+            if path.startswith("net/") == of_interfaces:
+                fd = os.open(f"sys/{path}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
+                os.write(fd, value.encode())
+                os.close(fd)
+
+    def _wait_for_go(self) -> None:
+        if not os.read(self._prepared.go_fd, 1):
+            os._exit(0)
 
     def _attach(self, tree: int, name: str, *, create: bool) -> None:
         try:
@@ -459,7 +474,7 @@ class Child:
     # ---- terminal
 
     def _open_terminal(self) -> None:
-        if self._prepared.terminal is None:
+        if self._prepared.terminal_fd < 0:
             return
         self._step = "terminal"
         devpts = self._strict("dev/pts", directory=True)
@@ -478,8 +493,8 @@ class Child:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         slave: int = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         os.fchown(slave, self._launch["uid"], -1)
-        assert self._prepared.terminal is not None
-        socket.send_fds(self._prepared.terminal, [b"t"], [master])
+        with socket.socket(fileno=self._prepared.terminal_fd) as channel:
+            socket.send_fds(channel, [b"t"], [master])
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         self._prepared.stdio = (slave, slave, slave)
         return int(number)
@@ -493,44 +508,42 @@ class Child:
         mount.umount2(".", mount.MNT_DETACH)
         os.chdir("/")
 
-    def _finish(self) -> None:
-        """Streams, limits, credentials, confinement, program."""
-        launch = self._launch
-        assert self._prepared.stdio is not None
-        for number, fd in enumerate(self._prepared.stdio):
-            os.dup2(fd, number)
-        self._keep_only(self._prepared.error_fd, self._prepared.init_fd)
+    def _arm(self) -> None:
+        """Streams, limits and confinement that can be had before the word to go; every other descriptor is closed."""
+        launch, prepared = self._launch, self._prepared
+        assert prepared.stdio is not None
+        for number, fd in enumerate(prepared.stdio):
+            os.dup2(fd if fd >= 0 else os.open("/dev/null", os.O_RDONLY), number)
+        prepared.error_fd, prepared.init_fd, prepared.go_fd, self._proc_fd = _keep_only(
+            prepared.error_fd, prepared.init_fd, prepared.go_fd, self._proc_fd
+        )
         self._step = "rlimit"
         for kind, soft, hard in launch["rlimits"]:
             resource.setrlimit(kind, (soft, hard))
         LIBC.syscall(_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
         self._step = "capabilities"
         prctl.set_no_new_privs(True)
-        keep = launch["caps"]
         for capability in range(prctl.CAP_LAST_CAP + 1):
-            if not keep >> capability & 1:
+            if not launch["caps"] >> capability & 1:
                 prctl.capbset_drop(capability)
+
+    def _become(self) -> None:
+        """Credentials, working directory, program."""
+        launch, prepared = self._launch, self._prepared
+        for fd in (prepared.go_fd, self._proc_fd):
+            if fd >= 0:
+                os.close(fd)
         self._step = "credentials"
         os.setgroups(launch["groups"])
         os.setresgid(launch["gid"], launch["gid"], launch["gid"])
         os.setresuid(launch["uid"], launch["uid"], launch["uid"])
         self._step = "capabilities"
-        _capset(keep if launch["uid"] == 0 else 0)
+        _capset(launch["caps"] if launch["uid"] == 0 else 0)
         self._step = "cwd"
         os.chdir(launch["cwd"])
         if not os.getcwdb().startswith(b"/"):
             raise StepError("cwd", errno.ENOENT, f"{launch['cwd']} is outside the container's root")
         self._execute()
-
-    def _keep_only(self, error_fd: int, init_fd: int) -> None:
-        """Close every descriptor but the standard ones, the error pipe (3) and the init program (4)."""
-        spare = fcntl.fcntl(error_fd, fcntl.F_DUPFD_CLOEXEC, 16)
-        spare_init = fcntl.fcntl(init_fd, fcntl.F_DUPFD_CLOEXEC, 16) if init_fd >= 0 else -1
-        os.dup2(spare, _ERROR_FD, inheritable=False)
-        if spare_init >= 0:
-            os.dup2(spare_init, _INIT_FD, inheritable=False)
-        self._prepared.error_fd = _ERROR_FD
-        os.closerange(_INIT_FD + 1 if spare_init >= 0 else _INIT_FD, 1 << 20)
 
     def _execute(self) -> None:
         launch = self._launch
@@ -547,13 +560,29 @@ class Child:
                 if use_init:
                     if not os.access(path, os.X_OK):
                         raise OSError(errno.EACCES if os.path.exists(path) else errno.ENOENT, "no program")
-                    os.execve(_INIT_FD, [b"init", b"--", *argv], env)
+                    os.execve(self._prepared.init_fd, [b"init", b"--", *argv], env)
                 os.execve(path, argv, env)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                     raise
                 worst = error.errno if error.errno == errno.EACCES else worst
         raise StepError("execve", worst, launch["argv"][0])
+
+
+def _keep_only(*fds: int) -> list[int]:
+    """Close every descriptor but the standard ones and these, which move to 3 and up, close-on-exec; -1 stays -1."""
+    spares = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) if fd >= 0 else -1 for fd in fds]
+    kept: list[int] = []
+    number = 3
+    for spare in spares:
+        if spare >= 0:
+            os.dup2(spare, number, inheritable=False)
+            kept.append(number)
+            number += 1
+        else:
+            kept.append(-1)
+    os.closerange(number, 1 << 20)
+    return kept
 
 
 def _overlay_escaped(path: str) -> str:

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from nestbed import runlog
 
@@ -129,7 +130,7 @@ class Outlet:
         os.set_blocking(fd, False)
         self.sources[fd] = stream
         if not self._held:
-            self._watch(fd, lambda: self.pump(fd))
+            self._watch(fd, partial(self.pump, fd))
 
     def add_sink(self, sink: Sink) -> None:
         """Give everything from now on to ``sink`` too."""
@@ -189,12 +190,12 @@ class Outlet:
         full = [sink for sink in self.sinks if sink.pending]
         for sink in full:
             for stream in sink.pending:
-                self._drain(sink.fds[stream], lambda sink=sink: self._resume(sink))
+                self._drain(sink.fds[stream], partial(self._resume, sink))
         held = bool(full)
         if held != self._held:
             self._held = held
             for fd in self.sources:
-                self._watch(fd, None if held else (lambda fd=fd: self.pump(fd)))
+                self._watch(fd, None if held else partial(self.pump, fd))
 
     def _resume(self, sink: Sink) -> None:
         waiting = list(sink.pending)

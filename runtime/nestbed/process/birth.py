@@ -1,0 +1,273 @@
+"""The birth of a process in a container: what it needs is opened, it is cloned, sets itself up, waits for the word, and executes.
+
+The clone is made early (``prepare``), so that it sets up its mounts on another processor while nestbedd plugs NICs; the word to go
+comes with ``start``. A program that joins a running container (``exec``) is born the same way and told to go at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nestbed.linux.namespace import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    CLONE_PARENT,
+    clone3,
+)
+from nestbed.linux.path import openat2
+from nestbed.process.launch import TEMPLATE, Child, Prepared, candidates
+from nestbed.process.protocol import Launch
+
+if TYPE_CHECKING:
+    from nestbed.process.keeper import Keeper
+
+_NEW = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+_JOINED = _NEW | CLONE_NEWNET | CLONE_NEWCGROUP
+
+
+class Refusal(Exception):
+    """What nestbedd is answered when something cannot be done: the step, an errno, and a text."""
+
+    def __init__(self, step: str, number: int, text: str) -> None:
+        super().__init__(text)
+        self.step = step
+        self.number = number
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """For ``exec``: the container's own launch, its first process, and the program's standard streams (none with a terminal)."""
+
+    container: Launch
+    pidfd: int
+    streams: list[int]
+
+
+class Birth:
+    """One clone from its making to the execution of its program. Its descriptors are the owner's to take after success."""
+
+    def __init__(self, keeper: Keeper, launch: Launch, netns_fd: int, join: Join | None = None) -> None:
+        """Clone. ``join.streams`` are closed here in any case.
+
+        Raises:
+            Refusal: something it needs is not there, or the kernel refused the clone; nothing is left.
+        """
+        self._keeper = keeper
+        self._theirs: list[int] = list(join.streams) if join else []
+        """Descriptors for the child alone; closed once it has its copies."""
+        self._error_fd = self._go_fd = self._terminal_socket = -1
+        self.pid = 0
+        self.pidfd = self.stdin_fd = self.out_fd = self.err_fd = self.terminal_fd = -1
+        try:
+            self._clone(launch, netns_fd, join)
+        except BaseException:
+            self._close_ours()
+            raise
+        finally:
+            for fd in self._theirs:
+                os.close(fd)
+            self._theirs = []
+
+    def alive(self) -> bool:
+        """Whether it still waits for the word (it may have been killed)."""
+        return self.pid != 0 and os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def go(self, done: Callable[[Refusal | None], None]) -> None:
+        """Let it execute; ``done`` hears when it has, or why not (then :meth:`bury` it)."""
+        if self._go_fd >= 0:
+            try:
+                os.write(self._go_fd, b"g")
+            except BrokenPipeError:
+                pass  # its error pipe tells why
+            os.close(self._go_fd)
+            self._go_fd = -1
+
+        def told() -> None:
+            self._keeper.waiting.discard(self)
+            self._keeper.loop.watch(self._error_fd, None)
+            report = os.read(self._error_fd, 4096)
+            os.close(self._error_fd)
+            self._error_fd = -1
+            self._receive_terminal()
+            if report:
+                step, number, text = report.decode(errors="replace").split("\0", 2)
+                done(Refusal(step, int(number), text))
+            elif not self.pid:
+                done(Refusal("namespaces", errno.ESRCH, "the container ended meanwhile"))
+            else:
+                done(None)
+
+        self._keeper.loop.watch(self._error_fd, told)
+
+    def bury(self) -> None:
+        """It is not wanted or has failed: end it, reap it, close everything."""
+        self._keeper.waiting.discard(self)
+        if self.pid:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._keeper.reap_later(self.pidfd)
+            self.pid, self.pidfd = 0, -1
+        self._close_ours()
+
+    def _close_ours(self) -> None:
+        names = ("_error_fd", "_go_fd", "_terminal_socket", "pidfd", "stdin_fd", "out_fd", "err_fd", "terminal_fd")
+        for name in names:
+            fd = getattr(self, name)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, name, -1)
+
+    def _clone(self, launch: Launch, netns_fd: int, join: Join | None) -> None:
+        self._keeper.template.refresh()
+        container = join.container if join else launch
+        prepared = Prepared(launch=launch, error_fd=-1, stdio=None, netns_fd=netns_fd)
+        prepared.candidates = candidates(launch["argv"][0], launch["env"])
+        prepared.overlay_points = self._keeper.template.overlay_points
+        prepared.masks = self._keeper.template.masks
+        prepared.seccomp = self._seccomp(launch["seccomp"])
+        self._open_streams(launch, prepared, join)
+        self._open_cgroups(container, prepared)
+        self._open_files(launch, prepared)
+        cgroup_fd = self._cgroup2_fd(container)
+        self._error_fd, prepared.error_fd = os.pipe2(os.O_CLOEXEC)
+        self._theirs.append(prepared.error_fd)
+        try:
+            if join is None:
+                prepared.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
+                self._theirs.append(prepared.go_fd)
+                self.pid, self.pidfd = clone3(_NEW, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+                if self.pid == 0:
+                    os.close(self._go_fd)
+                    Child(prepared).run()
+                self._keeper.waiting.add(self)
+            else:
+                self.pid = _clone_inside(prepared, join.pidfd, cgroup_fd)
+                self.pidfd = os.pidfd_open(self.pid) if self.pid else -1
+        except OSError as error:
+            raise Refusal("clone", error.errno or errno.EIO, f"clone3: {error.strerror}") from error
+
+    def _open_streams(self, launch: Launch, prepared: Prepared, join: Join | None) -> None:
+        if launch["tty"]:
+            near, far = socket.socketpair()
+            self._terminal_socket = near.detach()
+            prepared.terminal_fd = far.detach()
+            self._theirs.append(prepared.terminal_fd)
+            if join and join.streams:
+                raise Refusal("message", errno.EINVAL, "with a terminal exec takes no descriptors")
+            return
+        if join is not None:
+            if len(join.streams) != 3:
+                raise Refusal("message", errno.EINVAL, "exec takes three descriptors")
+            prepared.stdio = (join.streams[0], join.streams[1], join.streams[2])
+            return
+        if launch["stdin"]:
+            child_in, self.stdin_fd = os.pipe2(os.O_CLOEXEC)
+            self._theirs.append(child_in)
+        else:
+            child_in = -1
+        self.out_fd, out = os.pipe2(os.O_CLOEXEC)
+        self._theirs.append(out)
+        self.err_fd, err = os.pipe2(os.O_CLOEXEC)
+        self._theirs.append(err)
+        # Opened for both ways, a pipe has a reader as long as the program lives: no SIGPIPE while there is no keeper.
+        prepared.stdio = (child_in, self._open(f"/proc/self/fd/{out}", os.O_RDWR), self._open(f"/proc/self/fd/{err}", os.O_RDWR))
+
+    def _open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
+        self._theirs.append(fd)
+        return fd
+
+    def _open_cgroups(self, container: Launch, prepared: Prepared) -> None:
+        for path in container["cgroups"]:
+            try:
+                prepared.task_fds.append(self._open(f"{path.lstrip('/')}/tasks", os.O_WRONLY, dir_fd=self._keeper.host_root_fd))
+            except OSError as error:
+                raise Refusal("cgroup", error.errno or errno.EIO, path) from error
+
+    def _cgroup2_fd(self, container: Launch) -> int:
+        if not container["cgroup2"]:
+            return -1
+        path = f"{container['cgroup2_mount']}/{container['cgroup2']}".lstrip("/")
+        try:
+            return self._open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._keeper.host_root_fd)
+        except OSError as error:
+            raise Refusal("cgroup", error.errno or errno.EIO, f"/{path}") from error
+
+    def _open_files(self, launch: Launch, prepared: Prepared) -> None:
+        try:
+            if launch.get("init"):
+                # From the keeper's read-only copy of the node: /proc/1/exe must never be writable.
+                prepared.init_fd = self._open(launch["init"], os.O_RDONLY)
+            if upper := launch.get("root", {}).get("upper"):
+                root = self._open(TEMPLATE, os.O_PATH)
+                prepared.upper_fd = openat2(root, upper, os.O_RDONLY | os.O_DIRECTORY)
+                self._theirs.append(prepared.upper_fd)
+        except OSError as error:
+            raise Refusal("root", error.errno or errno.EIO, str(error)) from error
+
+    def _seccomp(self, name: str) -> bytes:
+        if not name:
+            return b""
+        program = self._keeper.seccomp.get(name)
+        if program is None:
+            if "/" in name:
+                raise Refusal("seccomp", errno.EINVAL, name)
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.run_fd)
+            except OSError as error:
+                raise Refusal("seccomp", error.errno or errno.EIO, name) from error
+            with os.fdopen(fd, "rb") as file:
+                program = self._keeper.seccomp[name] = file.read()
+        return program
+
+    def _receive_terminal(self) -> None:
+        if self._terminal_socket < 0:
+            return
+        with socket.socket(fileno=self._terminal_socket) as channel:
+            self._terminal_socket = -1
+            channel.setblocking(False)
+            try:
+                _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+            except OSError:
+                return
+        for fd in fds:
+            os.set_inheritable(fd, False)
+            self.terminal_fd = fd
+
+
+def _clone_inside(prepared: Prepared, pidfd: int, cgroup_fd: int) -> int:
+    """The pid of a child of the keeper inside the namespaces of the process ``pidfd``; 0 if that failed (the error pipe tells).
+
+    A process enters a pid namespace only by being born there, so a clone joins the namespaces and clones once more, with the
+    keeper as the parent.
+    """
+    pid_out, pid_in = os.pipe2(os.O_CLOEXEC)
+    outer, outer_pidfd = clone3(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+    if outer == 0:
+        child = Child(prepared)
+        child.enter(pidfd, _JOINED)
+        inner, _ = clone3(CLONE_PARENT, exit_signal=0)
+        if inner == 0:
+            child.join()
+        os.write(pid_in, struct.pack("i", inner))
+        os._exit(0)
+    os.close(pid_in)
+    answer = os.read(pid_out, 4)
+    os.close(pid_out)
+    os.waitid(os.P_PIDFD, outer_pidfd, os.WEXITED)
+    os.close(outer_pidfd)
+    return int(struct.unpack("i", answer)[0]) if len(answer) == 4 else 0
