@@ -11,9 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nestbed.linux.pidfd import exit_information, open_process, start_time
+from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
 from nestbed.process.launch import BUNDLES
 from nestbed.process.output import Journal, Outlet, Sink
@@ -63,6 +65,8 @@ class Charge:
         self._execs: dict[str, int] = {}
         self._starting = False
         self._birth: Birth | None = None
+        self._holder: dict[str, Any] | None = None
+        self._holder_pidfd = -1
         self._memory_file = ""
         self._oom_kills = 0
 
@@ -81,6 +85,7 @@ class Charge:
             "log_bytes_lost": self._bytes_lost,
             "stop_asked": self._stop_asked,
             "pipes": pipes,
+            "holder": self._holder,
         }
 
     def _save(self) -> None:
@@ -163,6 +168,8 @@ class Charge:
         self._started_at = time.time()
         self._state, self._exit, self._ours = "running", None, True
         self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
+        if max(self._stdin_fd, self._terminal_fd) >= 0:
+            self._holder, self._holder_pidfd = holder.hold(max(self._stdin_fd, self._terminal_fd), birth.pidfd)
         streams = [birth.out_fd, birth.err_fd] if birth.terminal_fd < 0 else [os.dup(birth.terminal_fd)]
         given = [os.dup(fd) for fd in (birth.pidfd, *streams)]
         self._connect_output(launch, {fd: stream for stream, fd in enumerate(streams, 1)})
@@ -221,6 +228,7 @@ class Charge:
             self._outlet = None
         _close([fd for fd in (self._stdin_fd, self._terminal_fd) if fd >= 0])
         self._stdin_fd = self._terminal_fd = -1
+        self._dismiss_holder()
         self._pid = self._start_time = 0
         self._settle()
 
@@ -320,10 +328,8 @@ class Charge:
         end it, it is ended (pid_namespaces(7))."""
         if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._pid, number):
             number = signal.SIGKILL
-        try:
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            pass
 
     # ---- streams
 
@@ -346,7 +352,17 @@ class Charge:
         if self._stdin_fd >= 0:
             os.close(self._stdin_fd)
             self._stdin_fd = -1
+            self._dismiss_holder()
+            self._save()
         return {}, []
+
+    def _dismiss_holder(self) -> None:
+        if self._holder_pidfd < 0:
+            return
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._holder_pidfd, signal.SIGKILL)
+        self._keeper.reap_later(self._holder_pidfd)
+        self._holder, self._holder_pidfd = None, -1
 
     # ---- exec
 
@@ -415,6 +431,7 @@ class Charge:
         self._restarts, self._bytes_lost = record["restarts"], record["log_bytes_lost"]
         self._told_lost = self._bytes_lost
         self._stop_asked = record["stop_asked"]
+        self._holder = record["holder"]
 
     def _lost(self) -> None:
         """It ended while there was no keeper; nestbedd may know more (``adopt``)."""
@@ -431,7 +448,10 @@ class Charge:
         except OSError:
             pass
         sources: dict[int, int] = {}
-        if not launch["tty"]:
+        self._take_from_holder(launch)
+        if self._terminal_fd >= 0:
+            sources[os.dup(self._terminal_fd)] = 1
+        elif not launch["tty"]:
             for stream, inode in enumerate(pipes, 1):
                 fd = self._find_pipe(launch, inode)
                 if fd >= 0:
@@ -440,6 +460,19 @@ class Charge:
         self._keeper.loop.watch(self._pidfd, self._ended)
         if self._stop_asked:
             self.stop(10.0)
+
+    def _take_from_holder(self, launch: Launch) -> None:
+        if self._holder is None:
+            return
+        try:
+            fd, self._holder_pidfd = holder.take(self._holder)
+        except OSError:
+            self._holder = None
+        else:
+            if launch["tty"]:
+                self._terminal_fd = fd
+            else:
+                self._stdin_fd = fd
 
     def _find_pipe(self, launch: Launch, inode: int) -> int:
         """A read end of the pipe with this inode, through whichever process of the container holds it; -1 if none does."""
@@ -494,7 +527,10 @@ class Charge:
     def _take_sources(self, launch: Launch, fds: list[int]) -> None:
         """Of the given streams, take those not found by itself (a terminal's master has no other way)."""
         assert self._outlet is not None
-        if launch["tty"] and self._terminal_fd < 0 and fds:
+        if launch["tty"] and self._terminal_fd >= 0:
+            _close(fds)
+            return
+        if launch["tty"] and fds:
             self._terminal_fd = os.dup(fds[0])
         have = {os.fstat(fd).st_ino for fd in self._outlet.sources}
         for stream, fd in enumerate(fds, 1):

@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import prctl
@@ -248,7 +249,8 @@ class Keeper:
 
         def reap() -> None:
             self.loop.watch(pidfd, None)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            with suppress(ChildProcessError):  # an earlier keeper's child
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
 
         self.loop.watch(pidfd, reap)

@@ -514,7 +514,7 @@ class Child:
         assert prepared.stdio is not None
         for number, fd in enumerate(prepared.stdio):
             os.dup2(fd if fd >= 0 else os.open("/dev/null", os.O_RDONLY), number)
-        prepared.error_fd, prepared.init_fd, prepared.go_fd, self._proc_fd = _keep_only(
+        prepared.error_fd, prepared.init_fd, prepared.go_fd, self._proc_fd = keep_only(
             prepared.error_fd, prepared.init_fd, prepared.go_fd, self._proc_fd
         )
         self._step = "rlimit"
@@ -569,7 +569,7 @@ class Child:
         raise StepError("execve", worst, launch["argv"][0])
 
 
-def _keep_only(*fds: int) -> list[int]:
+def keep_only(*fds: int) -> list[int]:
     """Close every descriptor but the standard ones and these, which move to 3 and up, close-on-exec; -1 stays -1."""
     spares = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) if fd >= 0 else -1 for fd in fds]
     kept: list[int] = []

@@ -1,0 +1,347 @@
+"""How fast and how light process containers are, beside other ways to run a program apart, in one run.
+
+Run through ``hack/bench start``. It starts a daemon in a network namespace of its own with directories of its own, measures through
+the gRPC API, and prints a table; ``--json FILE`` writes the same figures for programs. Nothing gates on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nestbed.client import Client
+from nestbed.v1 import container_pb2 as api
+
+BIN = Path(sys.executable).parent
+LAN = "lan0"
+
+
+@contextmanager
+def daemon(base: Path) -> Iterator[tuple[str, int]]:
+    """A nestbedd in a fresh network namespace: its address and pid. Ended, and everything it has, afterwards."""
+    run, state = base / "run", base / "state"
+    run.mkdir(mode=0o711)
+    words = ["unshare", "--net", "--", str(BIN / "nestbedd"), "--name", "bench", "--run-dir", str(run), "--state-dir", str(state)]
+    with (base / "nestbedd.log").open("wb") as log:
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=log)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b'"ready"' in line:
+            break
+    else:
+        raise SystemExit(f"nestbedd did not start: exit status {process.wait()}")
+    drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+    try:
+        yield f"unix://{run}/admin.sock", process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        drain.wait(10)
+
+
+def sleeper(name: str) -> api.ContainerSpec:
+    """An idle container on the LAN."""
+    return api.ContainerSpec(
+        name=name,
+        kind=api.CONTAINER_KIND_PROCESS,
+        nics=[api.NicSpec(lan=LAN)],
+        process=api.ProcessSpec(args=["sleep", "86400"]),
+    )
+
+
+async def create_and_start(client: Client, name: str) -> float:
+    """Seconds for one container, from the call to the executed program."""
+    begin = time.perf_counter()
+    container = await client.create_container(sleeper(name))
+    await client.start_container(container.id)
+    return time.perf_counter() - begin
+
+
+async def gather_bounded(count: int, jobs: Any) -> None:
+    """Run the coroutines, ``count`` at a time."""
+    pending = iter(jobs)
+
+    async def worker() -> None:
+        for job in pending:
+            await job
+
+    await asyncio.gather(*(worker() for _ in range(count)))
+
+
+async def remove_all(client: Client) -> float:
+    """Stop and delete everything; seconds."""
+    begin = time.perf_counter()
+    containers = await client.list_containers()
+
+    async def remove(id: str) -> None:
+        await client.stop_container(id)
+        await client.delete_container(id)
+
+    await gather_bounded(16, (remove(container.id) for container in containers))
+    return time.perf_counter() - begin
+
+
+def used_kib() -> int:
+    """Memory of the machine in use, page cache left out (proc(5), meminfo)."""
+    fields = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    return fields["MemTotal"] - fields["MemFree"] - fields["Buffers"] - fields["Cached"]
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which ``share`` of them lie."""
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+async def measure_scale(client: Client, daemon_pid: int, count: int, address: str) -> dict[str, Any]:
+    """One after the other up to ``count``, then what they hold, then all away."""
+    await asyncio.sleep(1)
+    before = used_kib()
+    times = [await create_and_start(client, f"c{number}") for number in range(count)]
+    await asyncio.sleep(2)
+    row: dict[str, Any] = {
+        "n": count,
+        "create_start_p50_ms": statistics.median(times) * 1000,
+        "create_start_p99_ms": percentile(times, 0.99) * 1000,
+        "first_ten_p50_ms": statistics.median(times[:10]) * 1000,
+        "last_ten_p50_ms": statistics.median(times[-10:]) * 1000,
+        "memory_per_container_mib": (used_kib() - before) / 1024 / count,
+        "nestbedd_resident_mib": resident_mib(daemon_pid),
+        "nbctl_ps_ms": median_ms([str(BIN / "nbctl"), "-H", address, "ps"], 7),
+    }
+    row["stop_delete_s"] = await remove_all(client)
+    return row
+
+
+async def measure_callers(client: Client, callers: int, count: int) -> dict[str, Any]:
+    """Containers a second with several callers at once."""
+    begin = time.perf_counter()
+    await gather_bounded(callers, (create_and_start(client, f"p{number}") for number in range(count)))
+    seconds = time.perf_counter() - begin
+    await remove_all(client)
+    return {"callers": callers, "n": count, "per_second": count / seconds}
+
+
+def median_ms(words: list[str], runs: int) -> float:
+    """Median wall time of a command."""
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1000
+
+
+def peer_unshare(runs: int) -> dict[str, Any]:
+    """A bare unshare(1) with the same namespaces, program ``true``."""
+    words = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "true"]
+    return {"peer": "unshare+exec of true", "p50_ms": median_ms(words, runs)}
+
+
+def peer_unshare_memory(count: int) -> float:
+    """MiB for each idle ``sleep`` under a bare unshare with the same namespaces (the forking parent replaced by exec)."""
+    before = used_kib()
+    words = ["unshare", "--net", "--mount", "--uts", "--ipc", "sleep", "600"]
+    processes = [subprocess.Popen(words) for _ in range(count)]
+    time.sleep(3)
+    used = (used_kib() - before) / 1024 / count
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+    return used
+
+
+def peer_crun(base: Path, runs: int) -> dict[str, Any] | None:
+    """``crun run`` of ``true`` on the node's root read-only: a container without a LAN."""
+    if shutil.which("crun") is None:
+        return None
+    bundle = base / "crun"
+    bundle.mkdir()
+    subprocess.run(["crun", "spec"], cwd=bundle, check=True)
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"].update(args=["true"], terminal=False)
+    config["root"] = {"path": "/", "readonly": True}
+    config["mounts"] = [mount for mount in config["mounts"] if mount["type"] in ("proc", "tmpfs", "devpts", "mqueue", "sysfs")]
+    (bundle / "config.json").write_text(json.dumps(config))
+    times = []
+    for number in range(runs):
+        words = ["crun", "--root", str(base / "crun-state"), "run", "--bundle", str(bundle), f"nestbed-bench-{number}"]
+        begin = time.perf_counter()
+        done = subprocess.run(words, check=False, capture_output=True)
+        times.append(time.perf_counter() - begin)
+        if done.returncode:
+            print(f"crun does not run here: {done.stderr.decode(errors='replace').strip()}", file=sys.stderr)
+            return None
+    return {"peer": "crun run true (no LAN)", "p50_ms": statistics.median(times) * 1000}
+
+
+_MININET = """
+import time, statistics
+from mininet.net import Mininet
+from mininet.nodelib import LinuxBridge
+net = Mininet(controller=None, switch=LinuxBridge)
+switch = net.addSwitch('s1')
+switch.start([])
+times = []
+for number in range({runs}):
+    begin = time.perf_counter()
+    host = net.addHost('h%d' % number)
+    net.addLink(host, switch)
+    host.configDefault()
+    switch.attach('s1-eth%d' % (number + 1))
+    times.append(time.perf_counter() - begin)
+net.stop()
+print('P50', statistics.median(times) * 1000)
+"""
+
+
+def peer_mininet(runs: int) -> dict[str, Any] | None:
+    """Mininet's hosts on its Linux bridge, in a network namespace of their own."""
+    if shutil.which("mn") is None:
+        return None
+    words = ["unshare", "--net", "/usr/bin/python3", "-c", _MININET.format(runs=runs)]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("P50")), "")
+    if not line:
+        print(f"Mininet does not run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return {"peer": "Mininet addHost+addLink+start (lxbr)", "p50_ms": float(line.split()[1])}
+
+
+_BRIDGE = """
+set -e
+ip link set lo up; ip link add br0 type bridge stp_state 0 mcast_snooping 0; ip link set br0 up
+for n in 1 2; do
+  unshare --net sleep 600 & pids="$pids $!"
+  while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do :; done
+  ip link add h$n master br0 type veth peer name eth0 netns $!
+  ip link set h$n up
+  nsenter --net=/proc/$!/ns/net sh -c "ip link set lo up; ip address add 10.9.0.$n/24 dev eth0; ip link set eth0 up"
+done
+set -- $pids
+nsenter --net=/proc/$2/ns/net timeout 60 iperf3 -s -1 -p 5201 >/dev/null &
+until nsenter --net=/proc/$2/ns/net ss -tlnH | grep -q :5201; do :; done
+nsenter --net=/proc/$1/ns/net iperf3 -c 10.9.0.2 -t {seconds} -J
+kill $pids
+"""
+
+
+def peer_bridge_gbps(seconds: int) -> float:
+    """TCP between two namespaces on a bare Linux bridge with the same kind of links."""
+    done = subprocess.run(["unshare", "--net", "sh", "-c", _BRIDGE.replace("{seconds}", str(seconds))], check=True, capture_output=True)
+    return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+async def lan_gbps(client: Client, seconds: int) -> float:
+    """TCP between two containers of the LAN."""
+    server = await client.create_container(
+        api.ContainerSpec(
+            name="tcp-server",
+            kind=api.CONTAINER_KIND_PROCESS,
+            nics=[api.NicSpec(lan=LAN)],
+            process=api.ProcessSpec(args=["iperf3", "-s"]),
+        )
+    )
+    await client.start_container(server.id)
+    peer = server.nics[0].addresses[0].split("/")[0]
+    script = f"until nc -z {peer} 5201; do :; done; exec iperf3 -c {peer} -t {seconds} -J"
+    spec = api.ContainerSpec(
+        name="tcp-client",
+        kind=api.CONTAINER_KIND_PROCESS,
+        nics=[api.NicSpec(lan=LAN)],
+        process=api.ProcessSpec(args=["sh", "-c", script]),
+    )
+    container = await client.create_container(spec)
+    await client.start_container(container.id)
+    await client.wait_container(container.id)
+    text = b"".join([bytes(entry.data) async for entry in client.logs(container.id)])
+    await remove_all(client)
+    return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+async def measure(options: argparse.Namespace, address: str, pid: int) -> dict[str, Any]:
+    """Everything that goes through the API."""
+    async with Client.connect(address) as client:
+        await client.create_lan(LAN, subnet="10.64.0.0/16")
+        for number in range(10):
+            await create_and_start(client, f"warm{number}")
+        await remove_all(client)
+        result: dict[str, Any] = {"scale": [await measure_scale(client, pid, count, address) for count in options.n]}
+        result["callers"] = await measure_callers(client, 4, options.callers_n)
+        tcp = [(await lan_gbps(client, options.seconds), peer_bridge_gbps(options.seconds)) for _ in range(options.tcp_runs)]
+        if tcp:
+            result["tcp_gbps"] = statistics.median(ours for ours, _ in tcp)
+            result["bridge_gbps"] = statistics.median(theirs for _, theirs in tcp)
+        await client.delete_lan(LAN)
+        result["leftovers"] = len((await client.audit()).leftovers)
+        return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """The figures as a table, each with its goal."""
+    print(f"{'n':>5} {'p50 ms':>8} {'p99 ms':>8} {'last 10':>8} {'MiB each':>9} {'daemon MiB':>10} {'ps ms':>7} {'stop+rm s':>9}")
+    for row in result["scale"]:
+        print(
+            f"{row['n']:5d} {row['create_start_p50_ms']:8.2f} {row['create_start_p99_ms']:8.2f} {row['last_ten_p50_ms']:8.2f}"
+            f" {row['memory_per_container_mib']:9.3f} {row['nestbedd_resident_mib']:10.1f} {row['nbctl_ps_ms']:7.0f} {row['stop_delete_s']:9.2f}"
+        )
+    print("goals      8.00             1.5x10th      0.700       80.0     250     10.00")
+    callers = result["callers"]
+    print(f"{callers['callers']} callers: {callers['per_second']:.0f} containers/s (goal 150)")
+    if "tcp_gbps" in result:
+        ratio = result["tcp_gbps"] / result["bridge_gbps"]
+        print(f"TCP on one LAN: {result['tcp_gbps']:.2f} Gbit/s, bare bridge {result['bridge_gbps']:.2f}: ratio {ratio:.2f} (goal 1.0)")
+    ours = result["scale"][0]["create_start_p50_ms"]
+    for peer in result.get("peers", []):
+        print(f"{peer['peer']}: p50 {peer['p50_ms']:.2f} ms; nestbed takes {ours / peer['p50_ms']:.2f} of that, with a LAN")
+    if "unshare_mib" in result:
+        print(f"bare unshare+sleep: {result['unshare_mib']:.3f} MiB each")
+    print(f"audit: {result['leftovers']} leftovers")
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="hack/bench start", description="Start-up, memory and speed of process containers, beside peers.")
+    parser.add_argument("--n", type=lambda text: [int(word) for word in text.split(",")], default=[10, 100, 500, 1000], help="numbers of containers")
+    parser.add_argument("--callers-n", type=int, default=300, help="containers for the run with four callers")
+    parser.add_argument("--tcp-runs", type=int, default=3, help="runs of TCP, each beside the bare bridge")
+    parser.add_argument("--seconds", type=int, default=3, help="length of one run of TCP")
+    parser.add_argument("--peer-runs", type=int, default=30, help="runs of each peer; 0 leaves them out")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("hack/bench start needs root: it makes namespaces\nrun it as root")
+    with tempfile.TemporaryDirectory(prefix="nestbed-bench-") as directory:
+        base = Path(directory)
+        with daemon(base) as (address, pid):
+            result = asyncio.run(measure(options, address, pid))
+        if options.peer_runs:
+            found = (peer_unshare(options.peer_runs), peer_crun(base, options.peer_runs), peer_mininet(options.peer_runs))
+            result["peers"] = [peer for peer in found if peer is not None]
+            result["unshare_mib"] = peer_unshare_memory(200)
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
