@@ -10,9 +10,9 @@ import struct
 from nestbed.linux.libc import call
 
 _PIDFD_GETFD = 438
-# struct pidfd_info of <linux/pidfd.h>: mask, cgroupid (u64), pid tgid ppid ruid rgid euid egid suid sgid fsuid fsgid (u32), exit_code (s32), ...
+# struct pidfd_info of <linux/pidfd.h>: mask, cgroupid (u64), 11 ids from pid to fsgid (u32), exit_code (s32), then newer fields.
 _INFO = struct.Struct("=QQ11Ii")
-_INFO_BYTES = 80
+_INFO_BYTES = _INFO.size
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = 0xC0000000 | (_INFO_BYTES << 16) | (0xFF << 8) | 11
 
@@ -43,12 +43,26 @@ def start_time(pid: int) -> int:
     Raises:
         ProcessLookupError: there is no such process.
     """
+    return int(_stat(pid)[19])
+
+
+def zombie_status(pid: int) -> int | None:
+    """The wait status of a process that ended and was not yet reaped (proc(5), stat field 52), whosever child it is; else None."""
+    try:
+        fields = _stat(pid)
+    except ProcessLookupError:
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields 3 and on of ``/proc/PID/stat``; the second one is a name that may hold anything."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error
-    return int(text[text.rindex(b")") + 2 :].split()[19])
+    return text[text.rindex(b")") + 2 :].split()
 
 
 def open_process(pid: int, started: int) -> int:
@@ -59,9 +73,11 @@ def open_process(pid: int, started: int) -> int:
     """
     pidfd = os.pidfd_open(pid)
     try:
-        if start_time(pid) != started:
-            raise ProcessLookupError(f"process {pid} is another one now")
+        same = start_time(pid) == started
     except BaseException:
         os.close(pidfd)
         raise
+    if not same:
+        os.close(pidfd)
+        raise ProcessLookupError(f"process {pid} is another one now")
     return pidfd

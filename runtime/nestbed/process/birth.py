@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,10 +88,8 @@ class Birth:
     def go(self, done: Callable[[Refusal | None], None]) -> None:
         """Let it execute; ``done`` hears when it has, or why not (then :meth:`bury` it)."""
         if self._go_fd >= 0:
-            try:
+            with suppress(BrokenPipeError):  # its error pipe tells why
                 os.write(self._go_fd, b"g")
-            except BrokenPipeError:
-                pass  # its error pipe tells why
             os.close(self._go_fd)
             self._go_fd = -1
 
@@ -115,10 +114,8 @@ class Birth:
         """It is not wanted or has failed: end it, reap it, close everything."""
         self._keeper.waiting.discard(self)
         if self.pid:
-            try:
+            with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._keeper.reap_later(self.pidfd)
             self.pid, self.pidfd = 0, -1
         self._close_ours()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from nestbed.linux.pidfd import exit_information, open_process, start_time
+from nestbed.linux.pidfd import exit_information, open_process, start_time, zombie_status
 from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
 from nestbed.process.launch import BUNDLES
@@ -31,6 +31,9 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 60.0
 BACKOFF_RESET_SECONDS = 10.0
 """A run of at least this long makes the next restart quick again."""
+
+_EXIT_TRIES, _EXIT_TRY_SECONDS = 50, 0.02
+"""How long the kernel may take to tell how the child of a dead keeper ended."""
 
 _HARMLESS_BY_DEFAULT = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -217,10 +220,14 @@ class Charge:
         with os.fdopen(fd) as file:
             return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
 
-    def _ended(self) -> None:
+    def _ended(self, tries: int = 0) -> None:
         """The first process ended, and with it all of the container's."""
         self._keeper.loop.watch(self._pidfd, None)
-        self._exit = self._read_exit()
+        status = self._wait_status()
+        if status is None and not self._ours and tries < _EXIT_TRIES:  # not yet reaped by its new parent
+            self._keeper.loop.later(_EXIT_TRY_SECONDS, lambda: self._ended(tries + 1))
+            return
+        self._exit = _exit_record(status, oom=self._count_oom_kills() > self._oom_kills)
         os.close(self._pidfd)
         self._pidfd = -1
         if self._outlet is not None:
@@ -231,6 +238,15 @@ class Charge:
         self._dismiss_holder()
         self._pid = self._start_time = 0
         self._settle()
+
+    def _wait_status(self) -> int | None:
+        """How it ended as waitpid(2) tells it; None if that is not known (yet)."""
+        if not self._ours:
+            told = exit_information(self._pidfd)
+            return zombie_status(self._pid) if told is None else told
+        found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        assert found is not None
+        return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
 
     def _settle(self) -> None:
         """After an end: restart or stop for good."""
@@ -254,17 +270,6 @@ class Charge:
         self._save()
         self._event("exited")
 
-    def _read_exit(self) -> dict[str, Any]:
-        status: int | None = None
-        if self._ours:
-            found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            if found is not None:
-                status = found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
-        else:
-            status = exit_information(self._pidfd)
-        oom = self._count_oom_kills() > self._oom_kills
-        return _exit_record(status, oom=oom)
-
     def _wants_restart(self) -> bool:
         mode, most = self._policy
         if self._stop_asked or mode == "no" or self._exit is None:
@@ -278,7 +283,7 @@ class Charge:
             return
         self._restarts += 1
 
-        def complete(refusal: Refusal | None, result: dict[str, Any], fds: list[int]) -> None:
+        def complete(refusal: Refusal | None, _: dict[str, Any], fds: list[int]) -> None:
             if refusal is None:
                 self._event("started", fds)
                 _close(fds)
@@ -324,8 +329,11 @@ class Charge:
         return {}, []
 
     def _send_signal(self, number: int) -> None:
-        """To a first process the kernel does not deliver signals it has no handler for; where the default action would be to
-        end it, it is ended (pid_namespaces(7))."""
+        """Send a signal to the first process.
+
+        The kernel does not deliver what the first process of a pid namespace has no handler for (pid_namespaces(7)); where the
+        default action is to end the process, it is ended.
+        """
         if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._pid, number):
             number = signal.SIGKILL
         with suppress(ProcessLookupError):
@@ -443,10 +451,8 @@ class Charge:
     def _take_over_running(self, launch: Launch, pipes: list[int]) -> None:
         self._ours = False
         self._note_memory(launch)
-        try:
+        with suppress(OSError):  # it is ending
             self._netns_fd = os.open(f"/proc/{self._pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            pass
         sources: dict[int, int] = {}
         self._take_from_holder(launch)
         if self._terminal_fd >= 0:
@@ -500,8 +506,7 @@ class Charge:
         return []
 
     def adopt(self, wait_status: int | None, fds: list[int]) -> Answer:
-        """Take from nestbedd what it held for the container while there was no keeper: its network namespace, and what is
-        left of its output; and how it ended, if nestbedd saw it."""
+        """Take from nestbedd what it held while there was no keeper: network namespace, rest of the output, and how it ended."""
         netns, rest = (fds[0], fds[1:]) if fds else (-1, [])
         launch = self._read_launch()
         if netns >= 0 and self._netns_fd < 0:

@@ -15,6 +15,7 @@ import gc
 import heapq
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -29,13 +30,15 @@ import prctl
 from nestbed.linux.pidfd import start_time
 from nestbed.process import template
 from nestbed.process.birth import Birth, Refusal
-from nestbed.process.charge import Charge
+from nestbed.process.charge import Charge, Completion
 from nestbed.process.launch import BUNDLES
 from nestbed.process.netns import NetworkNamespaces
 from nestbed.process.output import Sink
 from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
 
 Handler = Callable[[], object]
+
+_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Loop:
@@ -120,21 +123,23 @@ class Keeper:
         self._mounts_fd = mounts_fd
         self._operations: dict[str, Callable[..., tuple[dict[str, Any], list[int]] | None]] = {
             "template": self._op_template,
-            "prepare": lambda seq, id: self._charge(id, make=True).prepare(),
-            "netlink": lambda seq, id: self._charge(id).netlink(),
-            "start": lambda seq, id: self._charge(id, make=True).start(self._completion(seq)),
-            "stop": lambda seq, id, grace: self._charge(id).stop(float(grace)),
-            "signal": lambda seq, id, signal: self._charge(id).signal(int(signal)),
+            "prepare": lambda id: self._charge(id, make=True).prepare(),
+            "netlink": lambda id: self._charge(id).netlink(),
+            "start": lambda id: self._charge(id, make=True).start(self._completion()),
+            "stop": lambda id, grace: self._charge(id).stop(float(grace)),
+            "signal": lambda id, signal: self._charge(id).signal(int(signal)),
             "attach": self._op_attach,
-            "stdin": lambda seq, id: self._charge(id).stdin(),
-            "close_stdin": lambda seq, id: self._charge(id).close_stdin(),
+            "stdin": lambda id: self._charge(id).stdin(),
+            "close_stdin": lambda id: self._charge(id).close_stdin(),
             "exec": self._op_exec,
             "adopt": self._op_adopt,
-            "restart_policy": lambda seq, id, mode, max_retries: self._charge(id).set_policy(str(mode), int(max_retries)),
+            "restart_policy": lambda id, mode, max_retries: self._charge(id).set_policy(str(mode), int(max_retries)),
             "release": self._op_release,
-            "list": lambda seq: ({"containers": {id: charge.status() for id, charge in self.charges.items()}}, []),
+            "list": lambda: ({"containers": {id: charge.status() for id, charge in self.charges.items()}}, []),
         }
         self._received: list[int] = []
+        self._seq: object = None
+        """Of the request that is being served."""
         self._use(channel)
         self.loop.watch(self._rendezvous.fileno(), self._meet)
         self.loop.watch_urgent(mounts_fd, self._mounts_changed)
@@ -213,30 +218,34 @@ class Keeper:
         for fd in fds:
             os.set_inheritable(fd, False)
         self._received = list(fds)
-        seq: object = None
+        self._seq = None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise Refusal("message", errno.EMSGSIZE, "message too long")
-            message = json.loads(data)
-            seq = message.pop("seq")
-            operation = self._operations[message.pop("op")]
-            answer = operation(seq, **message)
+            answer = self._perform(data, flags)
         except Refusal as refusal:
-            self._fail(seq, refusal.step, refusal.number, refusal.text)
+            self._fail(self._seq, refusal)
         except OSError as error:
-            self._fail(seq, "keeper", error.errno or errno.EIO, str(error))
+            self._fail(self._seq, Refusal("keeper", error.errno or errno.EIO, str(error)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._fail(seq, "message", errno.EPROTO, f"{type(error).__name__}: {error}")
+            self._fail(self._seq, Refusal("message", errno.EPROTO, f"{type(error).__name__}: {error}"))
         else:
             if answer is not None:
-                self._answer(seq, *answer)
+                self._answer(self._seq, *answer)
         finally:
             for fd in self._received:
                 os.close(fd)
             self._received = []
 
-    def _fail(self, seq: object, step: str, number: int, text: str) -> None:
-        self.send({"seq": seq, "error": {"step": step, "errno": number, "message": text[:4000]}})
+    def _perform(self, data: bytes, flags: int) -> tuple[dict[str, Any], list[int]] | None:
+        """Do what the message asks: the answer, or None if it comes later."""
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise Refusal("message", errno.EMSGSIZE, "message too long")
+        message = json.loads(data)
+        self._seq = message.pop("seq")
+        return self._operations[message.pop("op")](**message)
+
+    def _fail(self, seq: object, refusal: Refusal) -> None:
+        error = {"step": refusal.step, "errno": refusal.number, "message": refusal.text[:4000]}
+        self.send({"seq": seq, "error": error})
 
     def _answer(self, seq: object, result: dict[str, Any], fds: list[int]) -> None:
         """Send a result; its descriptors were duplicates made for it."""
@@ -255,12 +264,13 @@ class Keeper:
 
         self.loop.watch(pidfd, reap)
 
-    def _completion(self, seq: object) -> Callable[[Refusal | None, dict[str, Any], list[int]], None]:
-        """What a start calls when it is over: with an error, or with the result and its descriptors."""
+    def _completion(self) -> Completion:
+        """What a start calls when it is over, to answer the request that is being served now."""
+        seq = self._seq
 
         def complete(refusal: Refusal | None, result: dict[str, Any], fds: list[int]) -> None:
             if refusal is not None:
-                self._fail(seq, refusal.step, refusal.number, refusal.text)
+                self._fail(seq, refusal)
             else:
                 self._answer(seq, result, fds)
 
@@ -276,17 +286,17 @@ class Keeper:
     def _charge(self, id: str, *, make: bool = False) -> Charge:
         charge = self.charges.get(id)
         if charge is None:
-            if not make or not isinstance(id, str) or "/" in id or id in ("", ".", ".."):
+            if not make or not _ID.fullmatch(id):
                 raise Refusal("keeper", errno.ENOENT, f"no container {id!r}")
             charge = self.charges[id] = Charge(self, id)
         return charge
 
-    def _op_template(self, seq: object, masks: list[str]) -> tuple[dict[str, Any], list[int]]:
+    def _op_template(self, masks: list[str]) -> tuple[dict[str, Any], list[int]]:
         self.template.hide([str(path) for path in masks])
         self.template.refresh()
         return {}, []
 
-    def _op_attach(self, seq: object, id: str) -> tuple[dict[str, Any], list[int]]:
+    def _op_attach(self, id: str) -> tuple[dict[str, Any], list[int]]:
         charge = self._charge(id, make=True)
         fds = self._take_fds()
         if len(fds) != 2:
@@ -295,13 +305,13 @@ class Keeper:
             raise Refusal("message", errno.EINVAL, "attach takes two descriptors")
         return charge.attach(Sink({1: fds[0], 2: fds[1]}))
 
-    def _op_exec(self, seq: object, id: str, exec_id: str, launch: dict[str, Any]) -> None:
-        self._charge(id).exec(str(exec_id), launch, self._take_fds(), self._completion(seq))
+    def _op_exec(self, id: str, exec_id: str, launch: dict[str, Any]) -> None:
+        self._charge(id).exec(str(exec_id), launch, self._take_fds(), self._completion())
 
-    def _op_adopt(self, seq: object, id: str, wait_status: int | None = None) -> tuple[dict[str, Any], list[int]]:
+    def _op_adopt(self, id: str, wait_status: int | None = None) -> tuple[dict[str, Any], list[int]]:
         return self._charge(id, make=True).adopt(wait_status, self._take_fds())
 
-    def _op_release(self, seq: object, id: str) -> tuple[dict[str, Any], list[int]]:
+    def _op_release(self, id: str) -> tuple[dict[str, Any], list[int]]:
         charge = self.charges.get(id)
         if charge is not None:
             charge.release()

@@ -28,6 +28,7 @@ import stat
 import struct
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import prctl
@@ -220,7 +221,7 @@ class Child:
         self._step = "run"
         self._bind(f"{SCRATCH}/run", "run", create=mode == "rootfs")
         if mode == "host-ro":
-            for name in ("tmp", "var/tmp"):
+            for name in ("tmp", "var/tmp"):  # noqa: S108 - inside the container
                 self._bind(f"{SCRATCH}/tmp", name, create=False)
         self._dev()
         for item, source in zip(self._launch["mounts"], sources, strict=True):
@@ -354,10 +355,8 @@ class Child:
             last = number == len(parts) - 1
             prefix = "/".join(parts[: number + 1])
             if not last or directory:
-                try:
+                with suppress(FileExistsError):
                     os.mkdir(part, dir_fd=parent)
-                except FileExistsError:
-                    pass
                 child = openat2(self._root_fd, prefix, (os.O_PATH if last else os.O_RDONLY) | os.O_DIRECTORY)
             else:
                 os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent))
@@ -557,11 +556,12 @@ class Child:
         worst = errno.ENOENT
         for path in self._prepared.candidates:
             try:
-                if use_init:
-                    if not os.access(path, os.X_OK):
-                        raise OSError(errno.EACCES if os.path.exists(path) else errno.ENOENT, "no program")
+                if not use_init:
+                    os.execve(path, argv, env)
+                elif os.access(path, os.X_OK):
                     os.execve(self._prepared.init_fd, [b"init", b"--", *argv], env)
-                os.execve(path, argv, env)
+                elif os.path.exists(path):
+                    worst = errno.EACCES
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                     raise

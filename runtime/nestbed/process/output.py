@@ -39,10 +39,10 @@ class Journal:
                 self._rotate()
             written = os.write(self._fd, entries)
             self._size += written
-            if written < len(entries):
-                os.ftruncate(self._fd, self._size - written)
+            if written < len(entries):  # the disk is full: half a line is worse than none
                 self._size -= written
-                raise OSError(errno.ENOSPC, "short write")
+                os.ftruncate(self._fd, self._size)
+                self.bytes_lost += len(data)
         except OSError:
             self.bytes_lost += len(data)
 
@@ -86,7 +86,7 @@ class Sink:
 
     def flush(self) -> bool:
         """Try again what is pending. False when the reader is gone."""
-        return all([self._push(stream, data) for stream, data in list(self.pending.items())])
+        return False not in [self._push(stream, data) for stream, data in list(self.pending.items())]
 
     def _push(self, stream: int, data: bytes) -> bool:
         try:
@@ -115,8 +115,10 @@ class Outlet:
     """
 
     def __init__(self, journal: Journal, watch: Watch, drain: Watch, lost: Callable[[int], None]) -> None:
-        """``watch(fd, f)`` calls f when fd can be read, ``drain(fd, f)`` when it can be written; f None ends that. ``lost`` is
-        told the total of bytes that could not be logged, whenever it grew."""
+        """``watch(fd, f)`` calls f when fd can be read, ``drain(fd, f)`` when it can be written; f None ends that.
+
+        ``lost`` is told the total of bytes that could not be logged, whenever it grew.
+        """
         self.journal = journal
         self.sources: dict[int, int] = {}
         self.sinks: list[Sink] = []

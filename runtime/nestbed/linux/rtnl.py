@@ -1,0 +1,372 @@
+"""rtnetlink(7): links, addresses and routes, in batches over one blocking socket.
+
+Requests are built by pyroute2's message classes and sent many at a time: pyroute2's own ``IPRoute`` takes 0.3-1.3 ms for a call, a batch
+of four here 0.2 ms. Answers to dumps are read by hand: decoding a link by pyroute2 takes as long as the kernel takes for a hundred.
+
+Every method raises OSError with the kernel's errno and, where it gives one, its explanation. None waits for anything but the kernel.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR = 20, 21
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTNLGRP_LINK = 1
+
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x100, 0x200, 0x400
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLMSGERR_ATTR_MSG = 1
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 1, 10, 11
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_INFO_KIND = 18, 20, 23, 1
+_RTEXT_FILTER_SKIP_STATS = 8
+_IFF_UP = 1
+_IFA_F_NODAD = 2
+_SIOCGIFINDEX = 0x8933
+
+_GROUP_FWD_MASK = 0xFFF8
+"""All of 01:80:C2:00:00:0X that the kernel lets a bridge forward; it refuses the first three (STP, pause frames, LACP)."""
+
+_BATCH_MAX = 64
+"""Requests sent at once: the socket's receive buffer must hold their answers."""
+
+_RECEIVE_BYTES = 256 * 1024
+_NLMSGHDR = struct.Struct("=IHHII")
+_IFINFOMSG = struct.Struct("=BxHiII")
+_STATS64 = struct.Struct("=8Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device. ``kind`` is ``veth``, ``bridge``, ...; ``master`` the index of its bridge or 0."""
+
+    index: int
+    name: str
+    alias: str
+    kind: str
+    master: int
+    mac: str
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a device counted since it was made."""
+
+    name: str
+    rx_frames: int
+    rx_bytes: int
+    rx_drops: int
+    tx_frames: int
+    tx_bytes: int
+    tx_drops: int
+
+
+Request = Any
+"""A message of pyroute2 with its type and flags set, not encoded yet."""
+
+
+def bridge(name: str, *, mtu: int) -> Request:
+    """Make a bridge, down, that adds no frame of its own: no STP, no multicast snooping, link-local groups forwarded."""
+    data = [
+        ("IFLA_BR_STP_STATE", 0),
+        ("IFLA_BR_FORWARD_DELAY", 0),
+        ("IFLA_BR_MCAST_SNOOPING", 0),
+        ("IFLA_BR_GROUP_FWD_MASK", _GROUP_FWD_MASK),
+    ]
+    attrs = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), _link_info("bridge", data)]
+    return _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, attrs)
+
+
+def veth(port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int) -> Request:
+    """Make a pair of devices, both down: ``port`` here, a port of the bridge, and ``peer_name`` in the namespace of the descriptor."""
+    peer = [("IFLA_IFNAME", peer_name), ("IFLA_ADDRESS", peer_mac), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", peer_netns_fd)]
+    info = _link_info("veth", [("VETH_INFO_PEER", {"attrs": peer})])
+    attrs = [("IFLA_IFNAME", port), ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge_index), info]
+    return _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, attrs)
+
+
+def link_alias(name: str, alias: str) -> Request:
+    """Say whose a device is. The kernel ignores an alias given when a device is made."""
+    return _request(ifinfmsg(), RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
+
+
+def link_up(index: int) -> Request:
+    """Set a device up."""
+    message = ifinfmsg()
+    message["index"], message["flags"], message["change"] = index, _IFF_UP, _IFF_UP
+    return _request(message, RTM_NEWLINK, 0, [])
+
+
+def link_deletion(name: str) -> Request:
+    """Delete a device by its name; the other end of a veth goes with it."""
+    return _request(ifinfmsg(), RTM_DELLINK, 0, [("IFLA_IFNAME", name)])
+
+
+def address(index: int, cidr: str) -> Request:
+    """Give the device an address in CIDR form, usable at once (no duplicate address detection)."""
+    interface = ipaddress.ip_interface(cidr)
+    message, text = ifaddrmsg(), str(interface.ip)
+    message["index"], message["prefixlen"] = index, interface.network.prefixlen
+    if interface.version == 4:
+        message["family"] = socket.AF_INET
+        attrs = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
+        if interface.network.prefixlen < 31:
+            attrs.append(("IFA_BROADCAST", str(interface.network.broadcast_address)))
+        return _request(message, RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, attrs)
+    message["family"] = socket.AF_INET6
+    return _request(message, RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, [("IFA_ADDRESS", text), ("IFA_FLAGS", _IFA_F_NODAD)])
+
+
+def route(destination: str, via: str, index: int) -> Request:
+    """A route to ``destination`` (CIDR or ``default``) through the address ``via`` on the device. Replaces one to the same place."""
+    gateway, message = ipaddress.ip_address(via), rtmsg()
+    message["family"] = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    message["table"], message["proto"], message["scope"], message["type"] = 254, 4, 0, 1  # main, static, universe, unicast
+    attrs: list[tuple[str, Any]] = [("RTA_GATEWAY", via), ("RTA_OIF", index)]
+    if destination != "default":
+        network = ipaddress.ip_network(destination, strict=False)
+        message["dst_len"] = network.prefixlen
+        attrs.insert(0, ("RTA_DST", str(network.network_address)))
+    return _request(message, RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_REPLACE, attrs)
+
+
+class Rtnl:
+    """One rtnetlink socket: of this process's network namespace, or of the namespace in which ``sock`` was made (then owned).
+
+    Not for two threads at a time.
+    """
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        if sock is None:
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            sock.bind((0, 0))
+        sock.setblocking(True)
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        self._socket = sock
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
+    def batch(self, requests: Sequence[Request]) -> None:
+        """Carry the requests out in order; the first one the kernel refuses is raised once all have been answered.
+
+        Raises:
+            OSError: with the kernel's errno and explanation. The requests after the refused one have been tried too.
+        """
+        refused: OSError | None = None
+        for start in range(0, len(requests), _BATCH_MAX):
+            refused = self._exchange(requests[start : start + _BATCH_MAX]) or refused
+        if refused is not None:
+            raise refused
+
+    def add_bridge(self, name: str, *, mtu: int, alias: str) -> None:
+        """Make a bridge, down; see :func:`bridge`. Follow it by :func:`disable_ipv6` and :meth:`set_up`."""
+        self.batch([bridge(name, mtu=mtu), link_alias(name, alias)])
+
+    def add_veth(self, port: str, *, bridge_index: int, mtu: int, alias: str, peer_name: str, peer_mac: str, peer_netns_fd: int) -> None:
+        """Make a pair of devices, both down; see :func:`veth`. Follow it by :func:`disable_ipv6` and :meth:`set_up`."""
+        pair = veth(port, bridge_index=bridge_index, mtu=mtu, peer_name=peer_name, peer_mac=peer_mac, peer_netns_fd=peer_netns_fd)
+        self.batch([pair, link_alias(port, alias)])
+
+    def configure(self, name: str, *, addresses: Sequence[str] = (), routes: Sequence[tuple[str, str]] = ()) -> None:
+        """Set the device up with ``addresses`` (CIDR) and ``routes`` (destination, via), in this order, in one batch."""
+        index = self.link_index(name)
+        self.batch([link_up(index), *(address(index, cidr) for cidr in addresses), *(route(to, via, index) for to, via in routes)])
+
+    def set_up(self, name: str) -> None:
+        """Set the device up."""
+        self.batch([link_up(self.link_index(name))])
+
+    def delete_link(self, name: str) -> None:
+        """Delete the device (ENODEV: there is none). The kernel takes about 16 ms for a veth."""
+        self.batch([link_deletion(name)])
+
+    def link_index(self, name: str) -> int:
+        """The index of the device (ENODEV: there is none)."""
+        answer = fcntl.ioctl(self._socket.fileno(), _SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
+        return int(struct.unpack_from("16si", answer)[1])
+
+    def links(self) -> list[Link]:
+        """Every device of the namespace."""
+        return [_link(payload) for payload in self._dump(_RTEXT_FILTER_SKIP_STATS)]
+
+    def counters(self) -> list[Counters]:
+        """The counters of every device of the namespace."""
+        return [_counters(payload) for payload in self._dump(0)]
+
+    def _exchange(self, requests: Sequence[Request]) -> OSError | None:
+        data, first = bytearray(), self._sequence + 1
+        for message in requests:
+            self._sequence = message["header"]["sequence_number"] = (self._sequence + 1) & 0x7FFFFFFF
+            message["header"]["flags"] |= _NLM_F_REQUEST | _NLM_F_ACK
+            message.encode()
+            data += message.data
+            data += bytes(-len(data) % 4)
+        self._socket.send(data)
+        refused: OSError | None = None
+        awaited = set(range(first, first + len(requests)))
+        while awaited:
+            for kind, flags, sequence, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
+                if kind == _NLMSG_ERROR and sequence in awaited:
+                    awaited.discard(sequence)
+                    refused = refused or _refusal(flags, payload)
+        return refused
+
+    def _dump(self, filter_mask: int) -> Iterator[memoryview]:
+        self._sequence = sequence = (self._sequence + 1) & 0x7FFFFFFF
+        body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, filter_mask)  # IFLA_EXT_MASK
+        self._socket.send(_NLMSGHDR.pack(16 + len(body), RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body)
+        while True:
+            for kind, flags, number, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
+                if number != sequence:
+                    continue
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise _refusal(flags, payload) or OSError(0, "dump ended without an error")
+                if kind == RTM_NEWLINK:
+                    yield payload
+
+
+class LinkDeletions:
+    """A non-blocking socket that tells which devices of this network namespace went away; wait for ``fileno`` to be readable."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
+    def read(self) -> set[str] | None:
+        """The names of the devices deleted since the last call; None if some were missed (look for yourself then)."""
+        names: set[str] = set()
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return names
+            except OSError:  # ENOBUFS: more news than the buffer holds
+                return None
+            names |= {_link(payload).name for kind, _, _, payload in _messages(data) if kind == RTM_DELLINK}
+
+
+def disable_ipv6(name: str) -> None:
+    """Keep the device, one of this process's network namespace, from ever having an IPv6 address or sending an IPv6 packet.
+
+    Call it while the device is down. Does nothing on a kernel without IPv6.
+    """
+    try:
+        fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if Path("/proc/sys/net/ipv6").exists():
+            raise
+        return
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
+
+
+def _request(message: Any, kind: int, flags: int, attrs: Sequence[tuple[str, Any]]) -> Request:
+    message["header"]["type"], message["header"]["flags"] = kind, flags
+    message["attrs"] = list(attrs)
+    return message
+
+
+def _link_info(kind: str, data: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
+    return "IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data)})]}
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    view, offset = memoryview(data), 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, offset)
+        if not 16 <= length <= len(data) - offset:
+            return
+        yield kind, flags, sequence, view[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(data: memoryview) -> dict[int, memoryview]:
+    found, offset = {}, 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if not 4 <= length <= len(data) - offset:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _refusal(flags: int, payload: memoryview) -> OSError | None:
+    (number,) = struct.unpack_from("=i", payload)
+    if number == 0:
+        return None
+    text = os.strerror(-number)
+    if flags & _NLM_F_ACK_TLVS:
+        # The request is echoed, whole or (capped) its header alone, between the errno and the attributes.
+        (echoed,) = struct.unpack_from("=I", payload, 4)
+        start = 4 + (16 if flags & _NLM_F_CAPPED else (echoed + 3) & ~3)
+        explanation = _text(_attributes(payload[start:]).get(_NLMSGERR_ATTR_MSG))
+        text = f"{text}: {explanation}" if explanation else text
+    return OSError(-number, text)
+
+
+def _text(data: memoryview | None) -> str:
+    return "" if data is None else bytes(data).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _number(data: memoryview | None) -> int:
+    return 0 if data is None else int.from_bytes(data, "little")
+
+
+def _link(payload: memoryview) -> Link:
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(payload)
+    attrs = _attributes(payload[16:])
+    info = attrs.get(_IFLA_LINKINFO)
+    return Link(
+        index=index,
+        name=_text(attrs.get(_IFLA_IFNAME)),
+        alias=_text(attrs.get(_IFLA_IFALIAS)),
+        kind="" if info is None else _text(_attributes(info).get(_IFLA_INFO_KIND)),
+        master=_number(attrs.get(_IFLA_MASTER)),
+        mac=bytes(attrs.get(_IFLA_ADDRESS, b"")).hex(":"),
+        mtu=_number(attrs.get(_IFLA_MTU)),
+        up=bool(flags & _IFF_UP),
+    )
+
+
+def _counters(payload: memoryview) -> Counters:
+    attrs = _attributes(payload[16:])
+    stats = attrs.get(_IFLA_STATS64)
+    rx_frames, tx_frames, rx_bytes, tx_bytes, _, _, rx_drops, tx_drops = _STATS64.unpack_from(stats) if stats else (0,) * 8
+    return Counters(_text(attrs.get(_IFLA_IFNAME)), rx_frames, rx_bytes, rx_drops, tx_frames, tx_bytes, tx_drops)

@@ -1,0 +1,84 @@
+"""What no container ever sees of the node: nestbed's own directories, keys and code, other daemons' sockets, the node's secrets.
+
+A read-only bind mount still lets a program connect to unix sockets, so sockets of other daemons are hidden one by one. The list
+of them is as fresh as ``SECONDS_FRESH``; the directories where sockets usually are (``/run``, ``/dev``) are the container's own anyway.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+SECONDS_FRESH = 5.0
+
+_SECRETS = ("/root/.ssh", "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd", "/boot")
+_PACKAGES = ("nestbed", "nestbedd", "nbctl")
+_OWN_ANYWAY = ("/run", "/var/run", "/dev", "/proc", "/sys")
+
+
+class Masks:
+    """The paths to hide, symbolic links resolved, sorted, none below another."""
+
+    def __init__(self, hidden: Iterable[Path]) -> None:
+        """``hidden`` are the daemon's own directories and keys, besides its code and the node's secrets, which are always hidden."""
+        self._fixed = [os.path.realpath(path) for path in (*hidden, *_code(), *(Path(path) for path in _SECRETS))]
+        self._paths: tuple[str, ...] = ()
+        self._looked_at = float("-inf")
+
+    def paths(self, *, skip_netns: Collection[int]) -> tuple[str, ...]:
+        """The paths to hide now. Sockets in the network namespaces ``skip_netns`` (inode numbers: containers') are not looked for."""
+        if time.monotonic() - self._looked_at > SECONDS_FRESH:
+            sockets = (path for path in listening_paths(skip_netns) if not path.startswith(tuple(f"{top}/" for top in _OWN_ANYWAY)))
+            self._paths = outermost([*self._fixed, *map(os.path.realpath, sockets)])
+            self._looked_at = time.monotonic()
+        return self._paths
+
+
+def outermost(paths: Iterable[str]) -> tuple[str, ...]:
+    """The paths that are not below another one, sorted."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=lambda path: path.split("/")):
+        if not (kept and (path == kept[-1] or path.startswith(f"{kept[-1]}/"))):
+            kept.append(path)
+    return tuple(kept)
+
+
+def listening_paths(skip_netns: Collection[int]) -> set[str]:
+    """The path names of unix sockets bound in any network namespace that a process of this node is in."""
+    seen = set(skip_netns)
+    found: set[str] = set()
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            inode = os.stat(f"/proc/{name}/ns/net").st_ino
+            if inode not in seen:
+                seen.add(inode)
+                found |= parse_unix(Path(f"/proc/{name}/net/unix").read_bytes())
+        except OSError:  # the process ended meanwhile
+            continue
+    return found
+
+
+def parse_unix(text: bytes) -> set[str]:
+    """The absolute paths in a ``/proc/net/unix`` that something listens on or receives from (state unconnected: proc(5))."""
+    found = set()
+    for line in text.splitlines()[1:]:
+        # address: references protocol flags type state inode path
+        words = line.split(None, 7)
+        if len(words) == 8 and words[7].startswith(b"/") and words[5] == b"01":
+            found.add(os.fsdecode(words[7]))
+    return found
+
+
+def _code() -> list[Path]:
+    """Where the daemon's code is: a virtual environment, and the packages themselves."""
+    found = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        found += [Path(location) for location in (spec.submodule_search_locations or ())] if spec else []
+    return found
