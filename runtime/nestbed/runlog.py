@@ -11,17 +11,16 @@ written in pieces tagged ``P``. The newest file is ``log``, older ones are ``log
 
 from __future__ import annotations
 
-import calendar
 import time
-from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 LINE_BYTES_MAX = 16 * 1024
 STREAM_NAMES = {1: b"stdout", 2: b"stderr"}
 _STREAM_NUMBERS = {b"stdout": 1, b"stderr": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """``at`` seconds since the epoch; ``stream`` 1 or 2; ``data`` with its line feed unless ``partial``."""
 
     at: float
@@ -60,20 +59,7 @@ def decode(line: bytes) -> Entry | None:
         when, stream, tag, body = line.split(b" ", 3)
         if not body.endswith(b"\n") or tag not in (b"F", b"P"):
             return None
-        text = when.decode("ascii")
-        at = _epoch(text[:19]) + float(text[19:-1])
+        at = datetime.fromisoformat(when.decode()).timestamp()
         return Entry(at, _STREAM_NUMBERS[stream], body if tag == b"F" else body[:-1], tag == b"P")
-    except (ValueError, KeyError, UnicodeDecodeError):
+    except (ValueError, KeyError):
         return None
-
-
-_EPOCHS: dict[str, float] = {}
-
-
-def _epoch(text: str) -> float:
-    found = _EPOCHS.get(text)
-    if found is None:
-        if len(_EPOCHS) > 1024:
-            _EPOCHS.clear()
-        found = _EPOCHS[text] = float(calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%S")))
-    return found

@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nestbed.linux.namespace import (
@@ -27,7 +26,7 @@ from nestbed.linux.namespace import (
     clone3,
 )
 from nestbed.linux.path import openat2
-from nestbed.process.launch import TEMPLATE, Child, Prepared, candidates
+from nestbed.process.launch import TEMPLATE, Child, Prepared
 from nestbed.process.protocol import Launch
 
 if TYPE_CHECKING:
@@ -47,13 +46,13 @@ class Refusal(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
 class Join:
     """For ``exec``: the container's own launch, its first process, and the program's standard streams (none with a terminal)."""
 
-    container: Launch
-    pidfd: int
-    streams: list[int]
+    def __init__(self, container: Launch, pidfd: int, streams: list[int]) -> None:
+        self.container = container
+        self.pidfd = pidfd
+        self.streams = streams
 
 
 class Birth:
@@ -131,8 +130,8 @@ class Birth:
     def _clone(self, launch: Launch, netns_fd: int, join: Join | None) -> None:
         self._keeper.template.refresh()
         container = join.container if join else launch
-        prepared = Prepared(launch=launch, error_fd=-1, stdio=None, netns_fd=netns_fd)
-        prepared.candidates = candidates(launch["argv"][0], launch["env"])
+        prepared = Prepared(launch)
+        prepared.netns_fd = netns_fd
         prepared.overlay_points = self._keeper.template.overlay_points
         prepared.masks = self._keeper.template.masks
         prepared.seccomp = self._seccomp(launch["seccomp"])

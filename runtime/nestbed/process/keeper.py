@@ -9,7 +9,6 @@ It ends by itself when no daemon is connected and it has nothing to keep.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import gc
 import heapq
@@ -23,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import prctl
 
@@ -319,49 +318,52 @@ class Keeper:
         return {}, []
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="nestbed-keeper", description="Keeps the process containers of nestbedd, which starts it.")
-    for name in ("bundles", "run", "channel", "host-root", "node-mnt", "mounts"):
-        parser.add_argument(f"--{name}-fd", type=int, required=name in ("bundles", "run", "channel"), default=-1)
-    return parser.parse_args()
+_DESCRIPTORS = ("bundles", "run", "channel", "host-root", "node-mnt", "mounts")
+
+
+def _arguments(words: list[str]) -> dict[str, int]:
+    """The descriptors given as ``--NAME-fd=N``. (argparse would make every clone of this process dearer.)"""
+    given = {}
+    for word in words:
+        name, _, number = word.removeprefix("--").partition("-fd=")
+        if name not in _DESCRIPTORS or not number.isdecimal():
+            raise SystemExit(f"nestbed-keeper is started by nestbedd, with descriptors it understands; not with {word!r}")
+        given[name] = int(number)
+    return given
 
 
 def main() -> None:
     """Run as ``python -I -m nestbed.process.keeper``: first to build its namespace, then, executed again inside it, to serve."""
-    given = _arguments()
-    if given.host_root_fd < 0:
-        if os.getsid(0) != os.getpid():
-            os.setsid()
-        kept = {
-            "host-root": os.open("/", os.O_PATH | os.O_DIRECTORY),
-            "node-mnt": os.open("/proc/self/ns/mnt", os.O_RDONLY),
-            "mounts": os.open("/proc/self/mountinfo", os.O_RDONLY),
-            "run": given.run_fd,
-            "channel": given.channel_fd,
-            "bundles": given.bundles_fd,
-        }
-        template.enter(given.bundles_fd)
-        for fd in kept.values():
-            os.set_inheritable(fd, True)
-        words = [f"--{name}-fd={fd}" for name, fd in kept.items()]
-        os.execve(
-            sys.executable,
-            [sys.executable, "-I", "-B", "-m", "nestbed.process.keeper", *words],
-            {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-        )
+    given = _arguments(sys.argv[1:])
+    if "host-root" not in given:
+        _enter_namespace(given)
     prctl.set_dumpable(False)
     prctl.set_name("nestbed-keeper")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for fd in (given.host_root_fd, given.node_mnt_fd, given.mounts_fd, given.run_fd, given.channel_fd):
+    for fd in given.values():
         os.set_inheritable(fd, False)
-    os.close(given.bundles_fd)
+    os.close(given["bundles"])
     Keeper(
-        channel=socket.socket(fileno=given.channel_fd),
-        run_fd=given.run_fd,
-        host_root_fd=given.host_root_fd,
-        node_mnt_fd=given.node_mnt_fd,
-        mounts_fd=given.mounts_fd,
+        channel=socket.socket(fileno=given["channel"]),
+        run_fd=given["run"],
+        host_root_fd=given["host-root"],
+        node_mnt_fd=given["node-mnt"],
+        mounts_fd=given["mounts"],
     ).run()
+
+
+def _enter_namespace(given: dict[str, int]) -> NoReturn:
+    """Become a keeper whose interpreter and modules are a read-only copy in a mount namespace of its own."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    given["host-root"] = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    given["node-mnt"] = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    given["mounts"] = os.open("/proc/self/mountinfo", os.O_RDONLY)
+    template.enter(given["bundles"])
+    for fd in given.values():
+        os.set_inheritable(fd, True)
+    words = [sys.executable, "-I", "-B", "-OO", "-m", "nestbed.process.keeper", *(f"--{name}-fd={fd}" for name, fd in given.items())]
+    os.execve(sys.executable, words, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import struct
 import termios
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import prctl
 
@@ -73,30 +72,30 @@ class _CapHeader(ctypes.Structure):
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-@dataclass(slots=True)
 class Prepared:
     """What the keeper made ready before it cloned; descriptors belong to the keeper, which closes its copies afterwards."""
 
-    launch: Launch
-    error_fd: int
-    stdio: tuple[int, int, int] | None
-    """Standard streams; a stdin of -1 is the container's /dev/null."""
-    terminal_fd: int = -1
-    """With a terminal instead of stdio: the socket over which its master is sent to the keeper."""
-    netns_fd: int = -1
-    go_fd: int = -1
-    """Where the child waits, all set up, for one byte before it executes; its end of file means that it is not wanted."""
-    task_fds: list[int] = field(default_factory=list)
-    """``tasks`` files of v1 cgroups."""
-    init_fd: int = -1
-    seccomp: bytes = b""
-    overlay_points: tuple[str, ...] = ()
-    """Mount points of real file systems in the template, parents first, without ``/``."""
-    masks: tuple[tuple[str, bool], ...] = ()
-    """Hidden paths of the template, and whether each is a directory."""
-    upper_fd: int = -1
-    candidates: tuple[bytes, ...] = ()
-    """Paths at which to look for the program."""
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.candidates = candidates(launch["argv"][0], launch["env"])
+        """Paths at which to look for the program."""
+        self.error_fd = -1
+        self.stdio: tuple[int, int, int] | None = None
+        """Standard streams; a stdin of -1 is the container's /dev/null."""
+        self.terminal_fd = -1
+        """With a terminal instead of stdio: the socket over which its master is sent to the keeper."""
+        self.netns_fd = -1
+        self.go_fd = -1
+        """Where the child waits, all set up, for one byte before it executes; its end of file means that it is not wanted."""
+        self.task_fds: list[int] = []
+        """``tasks`` files of v1 cgroups."""
+        self.init_fd = -1
+        self.seccomp = b""
+        self.upper_fd = -1
+        self.overlay_points: tuple[str, ...] = ()
+        """Mount points of real file systems in the template, parents first, without ``/``."""
+        self.masks: tuple[tuple[str, bool], ...] = ()
+        """Hidden paths of the template, and whether each is a directory."""
 
 
 def candidates(argv0: str, env: list[str]) -> tuple[bytes, ...]:
@@ -221,7 +220,7 @@ class Child:
         self._step = "run"
         self._bind(f"{SCRATCH}/run", "run", create=mode == "rootfs")
         if mode == "host-ro":
-            for name in ("tmp", "var/tmp"):  # noqa: S108 - inside the container
+            for name in ("tmp", "var/tmp"):
                 self._bind(f"{SCRATCH}/tmp", name, create=False)
         self._dev()
         for item, source in zip(self._launch["mounts"], sources, strict=True):

@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from nestbed import runlog
@@ -73,12 +72,12 @@ class Journal:
             self._fd = -1
 
 
-@dataclass(slots=True, eq=False)
 class Sink:
     """Someone attached: non-blocking write ends for stdout and stderr, and what they have not yet taken."""
 
-    fds: dict[int, int]
-    pending: dict[int, bytes] = field(default_factory=dict)
+    def __init__(self, fds: dict[int, int]) -> None:
+        self.fds = fds
+        self.pending: dict[int, bytes] = {}
 
     def offer(self, stream: int, data: bytes) -> bool:
         """Pass ``data`` on. False when the reader is gone."""

@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 import sys
-from pathlib import Path
 
 import nestbed
 from nestbed.linux import mount
@@ -32,9 +31,32 @@ _DEVICE_LINKS = (
     ("ptmx", "pts/ptmx"),
 )
 _PSEUDO = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs proc pstore ramfs"
-    " rpc_pipefs securityfs sysfs tmpfs tracefs".split()
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "sysfs",
+        "tmpfs",
+        "tracefs",
+    ]
 )
+"""File systems without files of their own to keep: FsMode.OVERLAY shows the directory under them."""
 
 
 def enter(bundles_fd: int) -> None:
@@ -62,33 +84,37 @@ def enter(bundles_fd: int) -> None:
     _attach(proc, "/proc")
     _attach(bundles, BUNDLES)
     for path in (TEMPLATE, NEW_ROOT, SCRATCH):
-        Path(path).mkdir()
+        os.mkdir(path)
     _make_covers()
     _make_devices()
 
 
 def _python_paths() -> list[str]:
     """The directories that hold the interpreter and its modules, none within another, symbolic links resolved away."""
-    wanted = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, sys.prefix, str(Path(nestbed.__file__).parent.parent)}
+    wanted = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, sys.prefix, os.path.dirname(os.path.dirname(nestbed.__file__))}
     real = {path for path in wanted if os.path.lexists(path) and not os.path.islink(path)}
     return sorted(path for path in real if not any(path != other and path.startswith(f"{other}/") for other in real))
 
 
 def _attach(tree: int, path: str) -> None:
     if stat.S_ISDIR(os.fstat(tree).st_mode):
-        Path(path).mkdir(parents=True, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
     else:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _touch(path)
     mount.move_mount(tree, -100, path)
     os.close(tree)
 
 
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
 def _make_covers() -> None:
-    Path(MASK_DIR).mkdir(parents=True)
-    Path(MASK_DIR).chmod(0o555)
-    Path(MASK_FILE).touch()
-    Path(MASK_FILE).chmod(0)
+    os.makedirs(MASK_DIR)
+    os.chmod(MASK_DIR, 0o555)  # noqa: S103 - it stays empty
+    _touch(MASK_FILE)
+    os.chmod(MASK_FILE, 0)
     for path in (MASK_DIR, MASK_FILE):
         tree = mount.open_tree(-100, path, mount.OPEN_TREE_CLONE)
         mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
@@ -106,7 +132,7 @@ def _make_devices() -> None:
         os.chmod(f"{DEVICES}/{name}", 0o666)  # noqa: S103 - what every /dev grants
     for name, target in _DEVICE_LINKS:
         os.symlink(target, f"{DEVICES}/{name}")
-    Path(f"{DEVICES}/console").touch()
+    _touch(f"{DEVICES}/console")
     mount.mount_setattr(-100, DEVICES, attr_set=mount.MOUNT_ATTR_RDONLY)
 
 
