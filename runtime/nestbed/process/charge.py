@@ -513,21 +513,23 @@ class Charge:
             self._netns_fd = netns
         elif netns >= 0:
             os.close(netns)
-        if self._state == "running":
+        if self._state == "running" and self._outlet is not None and not self._ours:
             self._take_sources(launch, rest)
             return {"status": self.status()}, []
-        if rest and self._exit is not None and self._exit["reason"] == "unknown":
-            self._connect_output(launch, {fd: stream for stream, fd in enumerate(rest, 1)})
-            assert self._outlet is not None
-            self._outlet.finish()
-            self._outlet = None
-        else:
-            _close(rest)
+        self._log_rest(launch, rest)
         if self._exit is not None and self._exit["reason"] == "unknown":
             if wait_status is not None:
                 self._exit = _exit_record(wait_status, oom=False)
             self._settle()
         return {"status": self.status()}, []
+
+    def _log_rest(self, launch: Launch, fds: list[int]) -> None:
+        """Log what an ended run left in its pipes."""
+        journal = Journal(self._bundle, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
+        outlet = Outlet(journal, self._keeper.loop.watch, self._keeper.loop.drain, self._note_lost)
+        for stream, fd in enumerate(fds, 1):
+            outlet.add_source(fd, stream)
+        outlet.finish()
 
     def _take_sources(self, launch: Launch, fds: list[int]) -> None:
         """Of the given streams, take those not found by itself (a terminal's master has no other way)."""

@@ -207,7 +207,7 @@ class Child:
         if size := self._launch.get("scratch_bytes", 0):
             options.append(("size", str(size)))
         mount.move_mount(mount.fsmount("tmpfs", tuple(options), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV), -100, SCRATCH)
-        for name, permissions in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777), ("tmp", 0o1777)):
+        for name, permissions in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777)):
             os.mkdir(f"{SCRATCH}/{name}")
             os.chmod(f"{SCRATCH}/{name}", permissions)
         self._step = "mount"
@@ -219,9 +219,6 @@ class Child:
         self._root_fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
         self._step = "run"
         self._bind(f"{SCRATCH}/run", "run", create=mode == "rootfs")
-        if mode == "host-ro":
-            for name in ("tmp", "var/tmp"):
-                self._bind(f"{SCRATCH}/tmp", name, create=False)
         self._dev()
         for item, source in zip(self._launch["mounts"], sources, strict=True):
             self._bind_mount(
