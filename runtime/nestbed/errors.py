@@ -123,6 +123,8 @@ class PermissionDenied(NestbedError):
     default_reason = "PERMISSION_DENIED"
 
 
+_SHOWN_CHARS_MAX = 64
+
 _BY_ERRNO: dict[int, tuple[type[NestbedError], str, str]] = {
     errno.ENOENT: (NotFound, "NOT_FOUND", "check the path or name"),
     errno.EEXIST: (AlreadyExists, "ALREADY_EXISTS", "choose another name or remove the old one"),
@@ -148,6 +150,12 @@ def from_errno(number: int, doing: str, **metadata: object) -> NestbedError:
     name = errno.errorcode.get(number, str(number))
     metadata.setdefault("errno", name)
     return kind(f"{doing}: {_describe(number)} ({name})", reason=reason, remedy=remedy, **metadata)
+
+
+def shown(text: str) -> str:
+    """``text`` from outside as it may stand in a message: at most 64 characters of it, none of them a control character."""
+    cut = text if len(text) <= _SHOWN_CHARS_MAX else text[: _SHOWN_CHARS_MAX - 3] + "..."
+    return cut if cut and cut.isprintable() else repr(cut)
 
 
 def _describe(number: int) -> str:

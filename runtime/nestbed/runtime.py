@@ -233,6 +233,18 @@ class FileAccess(Protocol):
         ...
 
 
+@runtime_checkable
+class HostsAware(Protocol):
+    """A container whose ``/etc/hosts`` the node keeps."""
+
+    async def update_hosts(self, text: str) -> None:
+        """``text`` is the whole file from now on, for what runs and for later starts. In every state, also beside a changing method.
+
+        The node calls it before the first ``start``, and again before a start and while it runs if the members of its LANs changed.
+        """
+        ...
+
+
 StatusListener = Callable[[str, Status], None]
 """Called in the event loop with the container's id whenever its status changed."""
 

@@ -12,11 +12,11 @@ import fcntl
 import itertools
 import json
 import os
-import select
+import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,6 @@ class KeeperClient:
         self._socket: socket.socket | None = None
         self._pid = 0
         self._pidfd = -1
-        self._is_child = False
         self._sequence = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -87,14 +86,16 @@ class KeeperClient:
         """The keeper's process."""
         return self._pid
 
-    async def open(self) -> None:
-        """Connect to the keeper of this run directory, or start one if there is none.
+    async def open(self) -> bool:
+        """Connect to the keeper of this run directory, or start one if there is none; whether it was started.
 
         Raises:
             Unavailable: it does not start.
         """
-        if not self._reach():
-            await self._start()
+        if self._reach():
+            return False
+        await self._start()
+        return True
 
     async def aclose(self) -> None:
         """Let go of the keeper, which goes on. Idempotent."""
@@ -153,13 +154,14 @@ class KeeperClient:
             except BaseException:
                 near.close()
                 raise
-        self._is_child = True
         self._ready = asyncio.get_running_loop().create_future()
         self._use(near, pid, pidfd)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._ready
         except TimeoutError as error:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._disconnect(_gone(), is_dead=True)
             raise Unavailable(
                 f"the keeper is not ready after {START_SECONDS:.0f} s",
                 reason="KEEPER_NOT_READY",
@@ -180,7 +182,7 @@ class KeeperClient:
             fds.append(_high(os.open(self._run_dir / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)))
             targets = {fds[3]: (0, 1), fds[4]: (2,), fds[0]: (3,), fds[1]: (4,), fds[2]: (5,)}
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, numbers in targets.items() for number in numbers]
-            words = [sys.executable, "-I", "-B", "-m", "nestbed.process.keeper", "--bundles-fd=3", "--run-fd=4", "--channel-fd=5"]
+            words = [sys.executable, "-I", "-B", "-OO", "-m", "nestbed.process.keeper", "--bundles-fd=3", "--run-fd=4", "--channel-fd=5"]
             env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
             return os.posix_spawn(sys.executable, words, env, file_actions=actions, setsigmask=(), setsid=True)
         finally:
@@ -261,10 +263,12 @@ class KeeperClient:
     # ---- the end
 
     def _broken(self) -> None:
-        self._disconnect(_gone())
-        self._on_gone()
+        is_starting = self._ready is not None
+        self._disconnect(_gone(), is_dead=True)
+        if not is_starting:
+            self._on_gone()
 
-    def _disconnect(self, reason: Unavailable) -> None:
+    def _disconnect(self, reason: Unavailable, *, is_dead: bool = False) -> None:
         if self._socket is None:
             return
         loop = asyncio.get_running_loop()
@@ -272,32 +276,28 @@ class KeeperClient:
         loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._socket = None
-        self._forget_process()
-        _drop(self._unsent)
+        self._forget_process(is_dead=is_dead)
+        while self._unsent:
+            close_all(self._unsent.popleft()[1])
         waiting, self._waiting = self._waiting, {}
         for future in (*waiting.values(), *((self._ready,) if self._ready else ())):
             if not future.done():
                 future.set_exception(reason)
 
-    def _forget_process(self) -> None:
-        """Close the pidfd; a keeper of our own that died is reaped, as soon as it is dead."""
+    def _forget_process(self, *, is_dead: bool) -> None:
+        """Close the pidfd; a keeper that was our child is reaped once it is dead."""
         pidfd, self._pidfd = self._pidfd, -1
-        if not self._is_child:
+        if not is_dead or _reaped(pidfd):
             os.close(pidfd)
             return
-        self._is_child = False
         loop = asyncio.get_running_loop()
 
         def reap() -> None:
             loop.remove_reader(pidfd)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            _reaped(pidfd)
             os.close(pidfd)
 
-        if select.select([pidfd], [], [], 0)[0]:
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-            os.close(pidfd)
-        else:
-            loop.add_reader(pidfd, reap)
+        loop.add_reader(pidfd, reap)
 
 
 def _channel() -> tuple[socket.socket, socket.socket]:
@@ -316,11 +316,12 @@ def _high(fd: int) -> int:
         os.close(fd)
 
 
-def _drop(unsent: Iterable[tuple[bytes, list[int]]] | deque[tuple[bytes, list[int]]]) -> None:
-    for _, fds in unsent:
-        close_all(fds)
-    if isinstance(unsent, deque):
-        unsent.clear()
+def _reaped(pidfd: int) -> bool:
+    """Whether nothing is left to reap: it is reaped now, or was never our child."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
 
 
 def _gone() -> Unavailable:

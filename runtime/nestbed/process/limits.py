@@ -82,7 +82,7 @@ class Cgroups:
                 )
         _check_ranges(resources)
 
-    def create(self, container: str, resources: Resources) -> Membership:
+    def create(self, container: str, resources: Resources) -> None:
         """Make the container's cgroups with these limits. Idempotent; leaves nothing after an error."""
         self.check(resources)
         try:
@@ -93,16 +93,16 @@ class Cgroups:
         except BaseException:
             self.remove(container)
             raise
-        return self.membership(container)
 
-    def membership(self, container: str) -> Membership:
-        """What a container joins, of the cgroups it has now."""
-        cgroups = [str(path) for name, path in self._directories(container) if name != "unified" and path.exists()]
+    def membership(self, container: str, resources: Resources) -> Membership:
+        """What a container with these limits joins; nothing is made."""
+        cgroups = [str(path) for name, path in self._wanted(container, resources) if name != "unified"]
         if self.tree.filters_devices:
             cgroups.append(str(self.tree.v1["devices"] / self.tree.base / "devices"))
-        if self.tree.v2 is None:
-            return Membership("", "", tuple(dict.fromkeys(cgroups)))
-        return Membership(f"{self.tree.base}/{container}", str(self.tree.v2), tuple(dict.fromkeys(cgroups)))
+        joined = tuple(dict.fromkeys(cgroups))
+        return (
+            Membership("", "", joined) if self.tree.v2 is None else Membership(f"{self.tree.base}/{container}", str(self.tree.v2), joined)
+        )
 
     def update(self, container: str, resources: Resources, *, before: Resources) -> None:
         """Set the complete new limits; after an error those of ``before`` hold again."""

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 SECONDS_FRESH = 5.0
@@ -29,11 +29,15 @@ class Masks:
         self._paths: tuple[str, ...] = ()
         self._looked_at = float("-inf")
 
-    def paths(self, *, skip_netns: Collection[int]) -> tuple[str, ...]:
-        """The paths to hide now. Sockets in the network namespaces ``skip_netns`` (inode numbers: containers') are not looked for."""
+    def paths(self, *, skip_netns: Callable[[], Collection[int]]) -> tuple[str, ...]:
+        """The paths to hide now: the same tuple as long as nothing changed.
+
+        Sockets in the network namespaces of ``skip_netns`` (inode numbers: the containers' own) are not looked for.
+        """
         if time.monotonic() - self._looked_at > SECONDS_FRESH:
-            sockets = (path for path in listening_paths(skip_netns) if not path.startswith(tuple(f"{top}/" for top in _OWN_ANYWAY)))
-            self._paths = outermost([*self._fixed, *map(os.path.realpath, sockets)])
+            sockets = (path for path in listening_paths(skip_netns()) if not path.startswith(tuple(f"{top}/" for top in _OWN_ANYWAY)))
+            paths = outermost([*self._fixed, *map(os.path.realpath, sockets)])
+            self._paths = self._paths if paths == self._paths else paths
             self._looked_at = time.monotonic()
         return self._paths
 

@@ -76,24 +76,26 @@ def launch(spec: Spec, facts: Facts) -> Launch:
     )
 
 
-def further(container: Launch, spec: ExecSpec, user: User) -> Launch:
-    """What ``exec`` of a further program is given: confined as the container, which ``container`` launched.
+def further(container: Launch, spec: ExecSpec, user: User | None) -> Launch:
+    """What ``exec`` of a further program is given: confined as the container, which ``container`` launched; ``user`` None is its user.
 
     Raises:
         InvalidArgument: an impossible argument, environment or directory.
     """
     _check_words("argument", spec.args)
-    own = dict(item.split("=", 1) for item in container["env"])
-    for name in ("HOME", "USER", "TERM"):
-        own.pop(name, None)
-    given = {**own, **dict(spec.env)}
+    values = dict(item.split("=", 1) for item in container["env"])
+    values.pop("TERM", None)
+    if user is not None:
+        values |= _identity(user)
+    if spec.tty:
+        values["TERM"] = "xterm"
     return Launch(
         argv=list(spec.args),
-        env=environment(tuple(given.items()), user, hostname=container["hostname"], tty=spec.tty),
+        env=_assigned(values, spec.env),
         cwd=working_directory(spec.cwd) if spec.cwd else container["cwd"],
-        uid=user.uid,
-        gid=user.gid,
-        groups=list(user.groups),
+        uid=user.uid if user else container["uid"],
+        gid=user.gid if user else container["gid"],
+        groups=list(user.groups) if user else container["groups"],
         caps=container["caps"],
         seccomp=container["seccomp"],
         rlimits=container["rlimits"],
@@ -109,9 +111,17 @@ def environment(given: Sequence[tuple[str, str]], user: User, *, hostname: str, 
     Raises:
         InvalidArgument: a name that is empty or holds ``=``, or a NUL anywhere (reason BAD_ENVIRONMENT).
     """
-    values = {"PATH": DEFAULT_PATH, "HOME": user.home, "USER": user.name or str(user.uid), "HOSTNAME": hostname}
+    values = {"PATH": DEFAULT_PATH, **_identity(user), "HOSTNAME": hostname}
     if tty:
         values["TERM"] = "xterm"
+    return _assigned(values, given)
+
+
+def _identity(user: User) -> dict[str, str]:
+    return {"HOME": user.home, "USER": user.name or str(user.uid)}
+
+
+def _assigned(values: dict[str, str], given: Sequence[tuple[str, str]]) -> list[str]:
     for name, value in given:
         if not _ENV_NAME.fullmatch(name) or "\0" in value:
             raise InvalidArgument(
@@ -119,11 +129,6 @@ def environment(given: Sequence[tuple[str, str]], user: User, *, hostname: str, 
             )
         values[name] = value
     return [f"{name}={value}" for name, value in values.items()]
-
-
-def search_path(env: Iterable[str]) -> str:
-    """The value of PATH among ``K=V`` items."""
-    return next((item[5:] for item in env if item.startswith("PATH=")), DEFAULT_PATH)
 
 
 def working_directory(text: str) -> str:

@@ -1,0 +1,1 @@
+"""nbctl: the command line of nestbed. ``docs/nbctl.md`` is its reference."""

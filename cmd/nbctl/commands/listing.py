@@ -1,0 +1,118 @@
+"""Verbs that show containers as they are: ps, inspect."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from nbctl import output, select, text
+from nbctl.commands import Command
+from nbctl.failure import OK
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Sequence
+
+    from nbctl.context import Context
+    from nbctl.parser import Parser
+    from nbctl.select import Target
+    from nestbed.v1.container_pb2 import Container, ExitStatus
+
+COMMAND_CELLS = 32
+HEADINGS = ("NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "COMMAND", "AGE")
+_SETTLED = {"created", "stopped"}
+
+
+def state(container: Container) -> str:
+    """The state in a word: ``running``."""
+    from nestbed.v1.container_pb2 import ContainerState  # noqa: PLC0415 - loaded with the client
+
+    return ContainerState.Name(container.state).removeprefix("CONTAINER_STATE_").lower()
+
+
+def _kind(container: Container) -> str:
+    from nestbed.v1.container_pb2 import ContainerKind  # noqa: PLC0415 - loaded with the client
+
+    return ContainerKind.Name(container.spec.kind).removeprefix("CONTAINER_KIND_").lower()
+
+
+def _exit(status: ExitStatus) -> str:
+    if status.HasField("code") or status.HasField("signal"):
+        return str(status.shell_code)
+    return "!" if status.reason == "start-failed" else "?"
+
+
+def rows(containers: Iterable[Container], *, now: float, in_full: bool) -> Iterable[Sequence[str]]:
+    """The lines of ``ps``: one a container, addresses without their prefix length and commands cut unless ``in_full``."""
+    for container in containers:
+        nics = container.nics
+        addresses = [address for nic in nics for address in nic.addresses]
+        command = text.escape(text.command(container.spec.process.args))
+        yield (
+            container.name,
+            _kind(container),
+            state(container),
+            _exit(container.exit) if container.HasField("exit") else "-",
+            ",".join(dict.fromkeys(nic.lan for nic in nics)) or "-",
+            ",".join(addresses if in_full else [address.partition("/")[0] for address in addresses]) or "-",
+            command if in_full else text.cut(command, COMMAND_CELLS),
+            text.age(now - container.create_time.seconds),
+        )
+
+
+def _ps_options(parser: Parser) -> None:
+    select.add_options(parser)
+    parser.add_argument("-a", "--all", action="store_true", help="also those that do not run; implied by names")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only ids")
+    parser.add_argument("--no-trunc", action="store_true", help="cut nothing off")
+
+
+async def _ps(context: Context, args: Namespace) -> int:
+    found = await context.client.list_containers(labels=dict(args.labels))
+    if args.names:
+        found = select.choose(args.names, found, none_is_fine=True)
+    elif not args.all:
+        found = [container for container in found if state(container) not in _SETTLED]
+    if args.quiet:
+        output.lines(container.id for container in found)
+    else:
+        width = None if args.no_trunc else output.width()
+        output.show(context.output, found, lambda: text.table(HEADINGS, rows(found, now=time.time(), in_full=args.no_trunc), width=width))
+    return OK
+
+
+async def _inspect(context: Context, args: Namespace) -> int:
+    async def listing(labels: Any) -> list[Container]:
+        return await context.client.list_containers(labels=labels)
+
+    found: list[Container] = []
+
+    def done(_: Target, container: Container) -> None:
+        found.append(container)
+
+    chosen = await select.targets(args, listing)
+    code = await select.each(chosen, lambda target: context.client.get_container(target.ref), done)
+    if found or len(chosen) != 1:
+        output.show(
+            context.given_output or "json",
+            found,
+            lambda: text.table(HEADINGS, rows(found, now=time.time(), in_full=True), width=output.width()),
+            single=select.is_single(args),
+        )
+    return code
+
+
+COMMANDS = {
+    "ps": Command(
+        _ps_options,
+        _ps,
+        "  nbctl ps\n  nbctl ps -a -l role=router\n  nbctl ps -a -o name\n  nbctl rm -f $(nbctl ps -aq)",
+        "EXIT is the last run's exit status as a shell shows it: ? if it is not known, ! if the program could not be started.",
+    ),
+    "inspect": Command(
+        select.add_options,
+        _inspect,
+        "  nbctl inspect web\n  nbctl inspect -o yaml 'host*'",
+        "Prints JSON unless told otherwise: the message of the API for one name, a list for several, a glob or a label.",
+    ),
+}

@@ -1,0 +1,155 @@
+"""Verbs about the node: info, events, audit, version."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from nbctl import output, text, values
+from nbctl.commands import Command
+from nbctl.failure import FAILED, OK, report
+from nestbed import __version__
+from nestbed.errors import NestbedError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Iterator
+
+    from nbctl.context import Context
+    from nbctl.parser import Parser
+    from nestbed.v1.node_pb2 import Ability, Event, NodeInfo
+
+
+def _no_options(_: Parser) -> None:
+    """The verb has no options of its own."""
+
+
+# ---------------------------------------------------------------- info
+
+
+async def _info(context: Context, _: Namespace) -> int:
+    info = await context.client.info()
+    output.show(context.output, [info], lambda: _described(info, output.width() or 120), single=True)
+    return OK
+
+
+def _described(info: NodeInfo, width: int) -> Iterator[str]:
+    facts = {
+        "node": f"{info.name} (id {info.id})",
+        "version": f"nestbed {info.version}, kernel {info.kernel}",
+        "machine": f"{info.cpus} processors, {text.size(info.memory_bytes)} of memory",
+        "directories": f"{info.run_dir} and {info.state_dir}",
+        "containers": f"{info.containers}, of which {info.containers_running} run; kinds: {', '.join(info.kinds) or 'none'}",
+        "LANs": str(info.lans),
+        "since": info.start_time.ToJsonString(),
+        "your role": info.role,
+    }
+    for name, value in facts.items():
+        yield text.escape(f"{name:<14}{value}")
+    names = max((len(ability.name) for ability in info.abilities), default=0) + 2
+    for heading, available in (("It can:", True), ("It cannot:", False)):
+        found = [ability for ability in info.abilities if ability.available is available]
+        if found:
+            yield ""
+            yield heading
+            for ability in found:
+                yield from _ability(ability, names, width)
+
+
+def _ability(ability: Ability, names: int, width: int) -> Iterator[str]:
+    indent = " " * (names + 2)
+    said = text.escape(ability.detail)
+    if ability.consequence:
+        said += f" -> {text.escape(ability.consequence)}" if said else text.escape(ability.consequence)
+    first = f"  {text.escape(ability.name):<{names}}"
+    yield from textwrap.wrap(said, max(width, 40), initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
+
+
+# ---------------------------------------------------------------- events
+
+
+def _event_options(parser: Parser) -> None:
+    parser.add_argument("--history", action="store_true", help="begin with what the node still has")
+    parser.add_argument("--after", metavar="N", type=values.whole(0), default=0, help="begin after the event with this sequence number")
+    parser.add_argument(
+        "--type", dest="types", metavar="GLOB", action="append", default=[], help="only these, such as 'container.*' (may be repeated)"
+    )
+
+
+async def _events(context: Context, args: Namespace) -> int:
+    async for response in context.client.events(after_sequence=args.after, types=args.types, history=args.history):
+        if response.dropped:
+            report(f"{response.dropped} events were dropped: nbctl or its reader was too slow")
+        if context.output in {"json", "yaml"}:
+            output.write(output.encode(context.output, output.plain(response.event), stream=True))
+        else:
+            output.lines([response.event.name if context.output == "name" else _event_line(response.event)])
+    return OK
+
+
+def _event_line(event: Event) -> str:
+    attributes = " ".join(f"{key}={event.attributes[key]}" for key in sorted(event.attributes))
+    return text.escape(" ".join(filter(None, [event.time.ToJsonString(), event.type, event.name or event.id, attributes])))
+
+
+# ---------------------------------------------------------------- audit
+
+
+async def _audit(context: Context, _: Namespace) -> int:
+    found = await context.client.audit()
+    if context.output in {"json", "yaml"}:
+        output.write(output.encode(context.output, output.plain(found)))
+    elif context.output == "name":
+        output.lines(text.escape(leftover.name) for leftover in found.leftovers)
+    elif found.leftovers:
+        rows = ((leftover.problem, leftover.kind, leftover.name, leftover.detail) for leftover in found.leftovers)
+        output.lines(text.table(("PROBLEM", "KIND", "NAME", "DETAIL"), rows, width=output.width()))
+    else:
+        output.lines([f"clean: {found.objects} objects compared"])
+    return FAILED if found.leftovers else OK
+
+
+# ---------------------------------------------------------------- version
+
+
+async def _version(context: Context, _: Namespace) -> int:
+    """The version of nbctl in any case; that of the node if it can be asked."""
+    versions: dict[str, Any] = {"client": __version__}
+    failure: NestbedError | None = None
+    try:
+        versions["node"] = (await context.client.info()).version
+    except NestbedError as error:
+        failure = error
+    if context.output in {"json", "yaml"}:
+        output.write(output.encode(context.output, versions))
+    else:
+        output.lines(_version_lines(versions))
+    sys.stdout.flush()
+    if failure is not None:
+        raise failure
+    return OK
+
+
+def _version_lines(versions: dict[str, Any]) -> Iterable[str]:
+    yield f"nbctl    {versions['client']}"
+    if "node" in versions:
+        yield text.escape(f"nestbedd {versions['node']}")
+
+
+_INFO = Command(_no_options, _info, "  nbctl info\n  nbctl info -o json", "Tells what the kernel lacks, and what that means for you.")
+_EVENTS = Command(
+    _event_options, _events, "  nbctl events\n  nbctl events --type 'container.*' -o json\n  nbctl events --history", "Ends with Ctrl-C."
+)
+_AUDIT = Command(
+    _no_options, _audit, "  nbctl audit", "Prints what is in the kernel only or in the records only, and ends with 1 if there is anything."
+)
+COMMANDS = {
+    "info": _INFO,
+    "events": _EVENTS,
+    "audit": _AUDIT,
+    "node info": _INFO,
+    "node events": _EVENTS,
+    "node audit": _AUDIT,
+    "version": Command(_no_options, _version, "  nbctl version"),
+}

@@ -1,0 +1,307 @@
+"""Verbs that run programs: run, create, exec, attach."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from nbctl import output, stream, terminal, values
+from nbctl.commands import Command
+from nbctl.commands.lifecycle import add_limit_options
+from nbctl.failure import BROKEN_PIPE, OK, OWN_FAILURE, Quit, Usage, report
+from nestbed.errors import Busy, NestbedError, NotFound, WrongState
+
+if TYPE_CHECKING:
+    import argparse
+    from argparse import Namespace
+
+    from nbctl.context import Context
+    from nbctl.parser import Parser
+    from nestbed.v1.container_pb2 import Container, ExitStatus, TerminalSize
+
+
+def _program_options(parser: Parser) -> argparse._ArgumentGroup:
+    """What run and exec share."""
+    group = parser.add_argument_group("program")
+    group.add_argument("-i", "--interactive", action="store_true", help="pass standard input")
+    group.add_argument("-t", "--tty", action="store_true", help="give the program a terminal")
+    group.add_argument(
+        "-e",
+        "--env",
+        metavar="K=V",
+        type=values.variable,
+        action="append",
+        default=[],
+        help="set a variable; K alone passes nbctl's own value",
+    )
+    group.add_argument("--env-file", dest="env_files", metavar="FILE", action="append", default=[], help="variables, one K=V a line")
+    group.add_argument("-w", "--workdir", metavar="DIR", default="", help="working directory")
+    group.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="names or numbers")
+    return group
+
+
+def _container_options(parser: Parser) -> None:
+    program = _program_options(parser)
+    program.add_argument("--init", action="store_true", help="run the program under a small init that reaps orphans and passes signals on")
+    group = parser.add_argument_group("container")
+    group.add_argument("--name", metavar="NAME", default="", help="unique on the node; made up unless given")
+    group.add_argument("--rm", action="store_true", help="remove it when it has stopped for good")
+    group.add_argument("--hostname", metavar="NAME", default="", help="host name inside (the container's name)")
+    group.add_argument(
+        "-l", "--label", dest="labels", metavar="K=V", type=values.pair, action="append", default=[], help="for selection (may be repeated)"
+    )
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--lan",
+        dest="lans",
+        metavar="LAN[,ip=CIDR][,mac=MAC][,name=IF]",
+        type=values.lan,
+        action="append",
+        default=[],
+        help="a NIC on this LAN",
+    )
+    group.add_argument("--gateway", metavar="ADDRESS", default="", help="next hop of the default route")
+    group.add_argument(
+        "--route",
+        dest="routes",
+        metavar="DST,via=GW",
+        type=values.route,
+        action="append",
+        default=[],
+        help="such as 10.6.0.0/24,via=10.5.0.1",
+    )
+    group.add_argument(
+        "--sysctl", dest="sysctls", metavar="K=V", type=values.pair, action="append", default=[], help="such as net.ipv4.ip_forward=1"
+    )
+    group = parser.add_argument_group("file system")
+    group.add_argument(
+        "--fs", metavar="MODE", type=values.fs, help="host, host-ro, overlay[=DIR] or rootfs=DIR (host for admins, else overlay)"
+    )
+    group.add_argument(
+        "-v",
+        "--volume",
+        dest="mounts",
+        metavar="SRC:DST[:ro]",
+        type=values.mount,
+        action="append",
+        default=[],
+        help="show a path of the node inside",
+    )
+    group = parser.add_argument_group("privileges")
+    group.add_argument("--cap-add", metavar="CAP", action="append", default=[], help="such as SYS_PTRACE")
+    group.add_argument("--cap-drop", metavar="CAP", action="append", default=[], help="such as NET_RAW, or ALL")
+    add_limit_options(parser)
+    parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
+
+
+def _run_options(parser: Parser) -> None:
+    parser.add_argument("-d", "--detach", action="store_true", help="print the container's name and leave it running")
+    _container_options(parser)
+
+
+def _create_options(parser: Parser) -> None:
+    _container_options(parser)
+
+
+async def _created(context: Context, args: Namespace) -> Container:
+    from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
+
+    if args.rm and args.restart and args.restart[0] != "no":
+        raise Usage("--rm and --restart exclude each other", remedy="leave one of them out")
+    return await context.client.create_container(specs.container(args, "process"), request_id=secrets.token_hex(16))
+
+
+async def _create(context: Context, args: Namespace) -> int:
+    container = await _created(context, args)
+    output.show(context.output, [container], lambda: [container.name], single=True)
+    return OK
+
+
+async def _run(context: Context, args: Namespace) -> int:
+    raw = _is_raw(args)
+    container = await _created(context, args)
+    if args.detach:
+        try:
+            container = await context.client.start_container(container.id)
+        except BaseException:
+            await _discard(context, container)
+            raise
+        output.show(context.output, [container], lambda: [container.name], single=True)
+        return OK
+    return await _run_in_front(context, args, container, raw=raw)
+
+
+async def _run_in_front(context: Context, args: Namespace, container: Container, *, raw: bool) -> int:
+    from nestbed.v1.container_pb2 import AttachStart  # noqa: PLC0415 - as specs
+
+    start = AttachStart(container=container.id, run=True, stdin=args.interactive, size=_terminal_size())
+    started = False
+    try:
+        async with context.client.attach(start) as session:
+            started = True
+            talk = stream.Conversation(
+                session,
+                context.signals,
+                interactive=args.interactive,
+                raw=raw,
+                detachable=True,
+                send_signal=lambda number: context.client.kill_container(container.id, signal=number),
+            )
+            ended = await talk.hold()
+    except BrokenPipeError:
+        # As SIGPIPE would end the program; one that is to be kept runs on and writes to its log.
+        if args.rm:
+            await _discard(context, container)
+        raise Quit(BROKEN_PIPE) from None
+    except BaseException:
+        if not started:
+            await _discard(context, container)
+        raise
+    if not ended:
+        return _detached(container.name)
+    if args.rm:
+        await _discard(context, container)
+    return _exit_code(session.exit, container.name)
+
+
+async def _discard(context: Context, container: Container) -> None:
+    """Remove a container that shall not stay; the node may have been quicker."""
+    try:
+        await context.client.delete_container(container.id, force=True)
+    except (NotFound, WrongState, Busy):
+        return
+    except NestbedError as error:
+        report(f"{container.name} could not be removed: {error.message}", error.remedy)
+
+
+def _detached(name: str) -> int:
+    report(f"detached; {name} runs on", f"`nbctl attach {name}` comes back to it")
+    return OK
+
+
+def _exit_code(status: ExitStatus | None, name: str) -> int:
+    """What nbctl ends with for the program; says what a number cannot."""
+    if status is None or not (status.HasField("code") or status.HasField("signal")):
+        why = status.message if status is not None else ""
+        report(f"how {name} ended is not known" + (f": {why}" if why else ""), f"see `nbctl logs {name}`")
+        return OWN_FAILURE
+    if status.reason == "oom-killed":
+        report(f"{name} was killed for want of memory", "give it more with --memory")
+    return status.shell_code
+
+
+def _is_raw(args: Namespace) -> bool:
+    """Whether the terminal nbctl runs in becomes the program's.
+
+    Raises:
+        Usage: a terminal is asked for whose keys come from something else.
+    """
+    if not (args.tty and args.interactive) or getattr(args, "detach", False):
+        return False
+    if not os.isatty(0):
+        raise Usage("standard input is not a terminal", remedy="leave out -t")
+    return True
+
+
+def _terminal_size() -> TerminalSize:
+    from nestbed.v1.container_pb2 import TerminalSize  # noqa: PLC0415 - as specs
+
+    rows, columns = terminal.size(0 if os.isatty(0) else 1)
+    return TerminalSize(rows=rows, columns=columns)
+
+
+def _exec_options(parser: Parser) -> None:
+    _program_options(parser)
+    parser.add_argument("container", metavar="CONTAINER", help="name or unique prefix of an id")
+    parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
+
+
+async def _exec(context: Context, args: Namespace) -> int:
+    from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
+    from nestbed.v1.container_pb2 import ExecStart  # noqa: PLC0415 - as specs
+
+    raw = _is_raw(args)
+    start = ExecStart(
+        container=args.container,
+        args=args.program,
+        env=specs.environment(args, os.environ),
+        cwd=args.workdir,
+        user=args.user,
+        tty=args.tty,
+        stdin=args.interactive,
+        size=_terminal_size(),
+    )
+    async with context.client.exec(start) as session:
+        talk = stream.Conversation(
+            session, context.signals, interactive=args.interactive, raw=raw, detachable=False, send_signal=session.signal
+        )
+        await talk.hold()
+    return _exit_code(session.exit, args.program[0])
+
+
+def _attach_options(parser: Parser) -> None:
+    parser.add_argument("container", metavar="CONTAINER", help="name or unique prefix of an id")
+    parser.add_argument("--no-stdin", action="store_true", help="only watch")
+
+
+async def _attach(context: Context, args: Namespace) -> int:
+    from nestbed.v1.container_pb2 import AttachStart  # noqa: PLC0415 - as specs
+
+    container = await context.client.get_container(args.container)
+    program = container.spec.process
+    interactive = program.stdin and not args.no_stdin
+    start = AttachStart(container=container.id, stdin=interactive, size=_terminal_size())
+    async with context.client.attach(start) as session:
+        talk = stream.Conversation(
+            session,
+            context.signals,
+            interactive=interactive,
+            raw=interactive and program.tty and os.isatty(0),
+            detachable=True,
+            send_signal=lambda number: context.client.kill_container(container.id, signal=number),
+        )
+        if not await talk.hold():
+            return _detached(container.name)
+    return _exit_code(session.exit, container.name)
+
+
+_SIGNALS = """\
+Without -it, signals that nbctl gets go to the program: Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2. A first process for
+which no handler is set ignores them (use --init); three times Ctrl-C within two seconds kills it. With -it every key goes to
+the program, and Ctrl-P Ctrl-Q leaves it running."""
+
+COMMANDS = {
+    "run process": Command(
+        _run_options,
+        _run,
+        """\
+  nbctl run process -d --name web --lan lan0 -- python3 -m http.server 80
+  nbctl run process --rm --lan lan0,ip=10.5.0.9/24 -- curl -s http://web/
+  nbctl run process -it --rm --fs overlay -- bash
+  nbctl run process -d --name r1 --lan lan0 --lan lan1 --sysctl net.ipv4.ip_forward=1 --init -- sleep infinity""",
+        f"Without -d its output is shown, and nbctl ends with the program's exit status.\n{_SIGNALS}",
+        usage="[OPTION]... [--] CMD [ARG]...",
+        takes_program=True,
+        own_failure=OWN_FAILURE,
+    ),
+    "create process": Command(
+        _create_options,
+        _create,
+        "  nbctl create process --name web --lan lan0 -- python3 -m http.server 80\n  nbctl start web",
+        usage="[OPTION]... [--] CMD [ARG]...",
+        takes_program=True,
+    ),
+    "exec": Command(
+        _exec_options,
+        _exec,
+        "  nbctl exec web ip address\n  nbctl exec -it web bash\n  nbctl exec -i web sh -c 'cat > /tmp/page' < page.html",
+        "nbctl ends with the program's exit status.",
+        "[OPTION]... CONTAINER [--] CMD [ARG]...",
+        takes_program=True,
+        own_failure=OWN_FAILURE,
+    ),
+    "attach": Command(
+        _attach_options, _attach, "  nbctl attach web", f"nbctl ends with the program's exit status.\n{_SIGNALS}", own_failure=OWN_FAILURE
+    ),
+}

@@ -1,0 +1,125 @@
+# bash completion for nbctl, written by `python -m nbctl.completion`: do not edit.
+
+_nbctl_fill() {
+    mapfile -t COMPREPLY < <(compgen "$@" -- "$cur")
+}
+
+_nbctl_kind() {
+    case $1 in
+        "") ;;
+        containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
+        lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        files) compopt -o filenames; _nbctl_fill -f ;;
+        paths)
+            compopt -o filenames -o nospace
+            _nbctl_fill -f -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null | sed 's/$/:/')"
+            ;;
+        commands) _nbctl_fill -c ;;
+        *) _nbctl_fill -W "$1" ;;
+    esac
+}
+
+_nbctl() {
+    local cur=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+    local verb="" options="" valued="" kinds=() host=() word at count=0
+    COMPREPLY=()
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        case $word in
+            -H | --host) host=(-H "${COMP_WORDS[++at]}") ;;
+            -o | --output) ((++at)) ;;
+            -*) ;;
+            run | create | lan | node)
+                if ((at + 1 < COMP_CWORD)); then
+                    verb="$word ${COMP_WORDS[++at]}"
+                    break
+                fi
+                case $word in
+                    run) _nbctl_fill -W "process" ;;
+                    create) _nbctl_fill -W "process" ;;
+                    lan) _nbctl_fill -W "create ls inspect rm connect disconnect" ;;
+                    node) _nbctl_fill -W "info events audit" ;;
+                esac
+                return
+                ;;
+            *) verb=$word; break ;;
+        esac
+    done
+    case $verb in
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan info audit node version completion") ;;
+        "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "start") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "stop") options="-h --help -l --label -t --time -H --host -o --output" valued="-l --label -t --time -H --host -o --output" kinds=("containers") ;;
+        "kill") options="-h --help -l --label -s --signal -H --host -o --output" valued="-l --label -s --signal -H --host -o --output" kinds=("containers") ;;
+        "rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "wait") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "pause") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "unpause") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "update") options="-h --help -l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("containers") ;;
+        "rename") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("containers" "") ;;
+        "exec") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user -H --host -o --output" kinds=("containers" "commands") ;;
+        "attach") options="-h --help --no-stdin -H --host -o --output" valued="-H --host -o --output" kinds=("containers") ;;
+        "cp") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("paths" "paths") ;;
+        "ps") options="-h --help -l --label -a --all -q --quiet --no-trunc -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "inspect") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "logs") options="-h --help -f --follow -t --timestamps --since -n --tail -H --host -o --output" valued="--since -n --tail -H --host -o --output" kinds=("containers") ;;
+        "stats") options="-h --help -l --label --no-stream --interval -H --host -o --output" valued="-l --label --interval -H --host -o --output" kinds=("containers") ;;
+        "top") options="-h --help --sort --interval -H --host -o --output" valued="--sort --interval -H --host -o --output" kinds=() ;;
+        "events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
+        "lan create") options="-h --help --subnet --subnet6 --mtu -l --label -H --host -o --output" valued="--subnet --subnet6 --mtu -l --label -H --host -o --output" kinds=("") ;;
+        "lan ls") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
+        "lan inspect") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
+        "lan rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
+        "lan connect") options="-h --help --ip --mac --name -H --host -o --output" valued="--ip --mac --name -H --host -o --output" kinds=("lans" "containers") ;;
+        "lan disconnect") options="-h --help --name -H --host -o --output" valued="--name -H --host -o --output" kinds=("lans" "containers") ;;
+        "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "node info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "node events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
+        "node audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "version") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "completion") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("bash zsh") ;;
+    esac
+    case $verb:$previous in
+        *:-o | *:--output) _nbctl_fill -W "table json yaml name"; return ;;
+        *:-H | *:--host) _nbctl_kind files; return ;;
+        "run process:--env-file") _nbctl_kind "files"; return ;;
+        "run process:-w" | "run process:--workdir") _nbctl_kind "files"; return ;;
+        "run process:--lan") _nbctl_kind "lans"; return ;;
+        "run process:--fs") _nbctl_kind "host host-ro overlay overlay= rootfs="; return ;;
+        "run process:-v" | "run process:--volume") _nbctl_kind "files"; return ;;
+        "run process:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
+        "create process:--env-file") _nbctl_kind "files"; return ;;
+        "create process:-w" | "create process:--workdir") _nbctl_kind "files"; return ;;
+        "create process:--lan") _nbctl_kind "lans"; return ;;
+        "create process:--fs") _nbctl_kind "host host-ro overlay overlay= rootfs="; return ;;
+        "create process:-v" | "create process:--volume") _nbctl_kind "files"; return ;;
+        "create process:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
+        "kill:-s" | "kill:--signal") _nbctl_kind "HUP INT QUIT KILL USR1 USR2 TERM CONT STOP"; return ;;
+        "update:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
+        "exec:--env-file") _nbctl_kind "files"; return ;;
+        "exec:-w" | "exec:--workdir") _nbctl_kind "files"; return ;;
+        "top:--sort") _nbctl_kind "cpu memory pids name"; return ;;
+    esac
+    [[ " $valued " == *" $previous "* ]] && return
+    for ((++at; at < COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        if [[ " $valued " == *" $word "* ]]; then
+            ((++at))
+        elif [[ $word != -* ]]; then
+            ((++count))
+        elif [[ $word == -- && ${kinds[count]} == commands ]]; then
+            cur=${COMP_WORDS[COMP_CWORD]}
+            options=""
+        fi
+    done
+    ((count < ${#kinds[@]})) || count=$((${#kinds[@]} - 1))
+    if [[ $cur == -* ]]; then
+        _nbctl_fill -W "$options"
+    elif ((count >= 0)); then
+        _nbctl_kind "${kinds[count]}"
+    fi
+}
+
+complete -F _nbctl nbctl

@@ -1,0 +1,109 @@
+"""Parsed options -> messages of the API."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from nbctl import values
+from nbctl.failure import Failure
+from nbctl.values import LanArgument
+from nestbed.errors import translated
+from nestbed.v1 import container_pb2 as api
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Mapping
+
+_FS = {"host": api.FS_MODE_HOST, "host-ro": api.FS_MODE_HOST_RO, "overlay": api.FS_MODE_OVERLAY, "rootfs": api.FS_MODE_ROOTFS}
+_RESTART = {"no": api.RESTART_MODE_NO, "on-failure": api.RESTART_MODE_ON_FAILURE, "always": api.RESTART_MODE_ALWAYS}
+
+
+def resources(args: Namespace) -> api.Resources | None:
+    """The limits that were given; None if none was."""
+    given = {"cpus": args.cpus, "memory_bytes": args.memory, "pids": args.pids_limit, "io_weight": args.io_weight}
+    given = {name: value for name, value in given.items() if value is not None}
+    return api.Resources(**given) if given else None
+
+
+def restart(args: Namespace) -> api.RestartPolicy | None:
+    """The restart policy that was given; None if none was."""
+    if args.restart is None:
+        return None
+    mode, retries = args.restart
+    return api.RestartPolicy(mode=_RESTART[mode], max_retries=retries)
+
+
+def nic(lan: LanArgument) -> api.NicSpec:
+    """A NIC as asked for."""
+    return api.NicSpec(lan=lan.lan, name=lan.name, mac=lan.mac, addresses=lan.addresses)
+
+
+def environment(args: Namespace, own: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the files of ``--env-file``, then those of ``-e``, which win. A bare name takes the caller's value, if it has one.
+
+    Raises:
+        Usage: a file holds something else.
+        NestbedError: a file cannot be read.
+    """
+    given = [
+        values.variable(line.lstrip(), f"line {number} of {path}")
+        for path in args.env_files
+        for number, line in enumerate(_lines(path), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    wanted: dict[str, str] = {}
+    for text in [*given, *args.env]:
+        name, equals, value = text.partition("=")
+        if equals:
+            wanted[name] = value
+        elif name in own:
+            wanted[name] = own[name]
+    return wanted
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with translated(f"reading the environment file {path}", path=path), open(path, encoding="utf-8") as file:
+            return file.read().split("\n")
+    except UnicodeDecodeError as error:  # proto strings are UTF-8
+        raise Failure(f"the environment file {path} is not UTF-8 text", remedy="convert it with iconv") from error
+
+
+def container(args: Namespace, kind: str) -> api.ContainerSpec:
+    """The container that ``run`` and ``create`` ask for.
+
+    Raises:
+        Failure, NestbedError: as :func:`environment`.
+    """
+    fs, directory = args.fs or ("", "")
+    return api.ContainerSpec(
+        name=args.name,
+        kind=api.ContainerKind.Value(f"CONTAINER_KIND_{kind.upper()}"),
+        labels=dict(args.labels),
+        hostname=args.hostname,
+        nics=[nic(lan) for lan in args.lans],
+        routes=[api.Route(destination=destination, via=via) for destination, via in args.routes],
+        gateway=args.gateway,
+        resources=resources(args),
+        restart=restart(args),
+        auto_remove=args.rm,
+        process=api.ProcessSpec(
+            args=args.program,
+            env=environment(args, os.environ),
+            cwd=args.workdir,
+            user=args.user,
+            fs_mode=_FS.get(fs, api.FS_MODE_UNSPECIFIED),
+            rootfs=directory if fs == "rootfs" else "",
+            overlay_dir=directory if fs == "overlay" else "",
+            mounts=[
+                api.Mount(source=source, destination=destination, read_only=read_only) for source, destination, read_only in args.mounts
+            ],
+            cap_add=args.cap_add,
+            cap_drop=args.cap_drop,
+            sysctls=dict(args.sysctls),
+            init=args.init,
+            tty=args.tty,
+            stdin=args.interactive,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""nestbedd: the daemon of one node."""

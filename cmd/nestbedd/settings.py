@@ -1,0 +1,186 @@
+"""What nestbedd is told: options over the configuration file over defaults."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nestbed import __version__
+from nestbed.errors import InvalidArgument, translated
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+PORT = 7411
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME_RULE = "begin with a letter or digit and go on with up to 62 letters, digits, `_`, `.`, `-`"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Checked settings. ``listen`` are pairs of host and port; the TLS files are all given or all None."""
+
+    name: str
+    run_dir: Path
+    state_dir: Path
+    listen: tuple[tuple[str, int], ...]
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    log_level: str
+
+
+def read(arguments: Sequence[str]) -> Settings:
+    """The settings of a command line and of the file it names.
+
+    ``--help``, ``--version`` and options that do not exist end the process, as argparse does.
+
+    Raises:
+        NestbedError: a file cannot be read, or a value is wrong.
+    """
+    options = vars(_parser().parse_args(arguments))
+    config = options.pop("config")
+    given = {key: value for key, value in options.items() if value is not None}
+    told = _file(Path(config)) if config else {}
+    return _checked({**_defaults(), **told, **given})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nestbedd",
+        description="Run containers and LANs on this machine.",
+        epilog="Options win over the file. See docs/operations.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with the settings below, `_` for `-` (none unless given)")
+    parser.add_argument("--name", metavar="NODE", help="name of the node (the host name)")
+    parser.add_argument("--run-dir", metavar="DIR", help="sockets and what a reboot may forget (/run/nestbed)")
+    parser.add_argument("--state-dir", metavar="DIR", help="what must outlive a reboot (/var/lib/nestbed)")
+    parser.add_argument(
+        "--listen", metavar="tcp://ADDR:PORT", action="append", help="serve TCP, too; needs the three TLS files; may be repeated"
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate of the node, PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
+    parser.add_argument("--tls-client-ca", metavar="FILE", help="authority that signs clients' certificates, PEM")
+    parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (info)")
+    parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
+    return parser
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        "name": re.sub(r"[^A-Za-z0-9_.-]", "-", os.uname().nodename).strip("-_.")[:63] or "node",
+        "run_dir": "/run/nestbed",
+        "state_dir": "/var/lib/nestbed",
+        "listen": [],
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_client_ca": None,
+        "log_level": "info",
+    }
+
+
+def _file(path: Path) -> Mapping[str, Any]:
+    """The settings in a TOML file: only known keys, each of its type."""
+    with translated(f"reading {path}", path=path), path.open("rb") as file:
+        try:
+            told = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(
+                f"{path} is no TOML: {error}", reason="BAD_CONFIG", remedy="correct the place that is named", path=path
+            ) from error
+    for key, value in told.items():
+        _check_key(path, key)
+        _check_type(path, key, value)
+    return told
+
+
+def _check_key(path: Path, key: str) -> None:
+    known = [field.name for field in fields(Settings)]
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise InvalidArgument(
+            f"{path}: there is no setting {key!r}", reason="UNKNOWN_SETTING", remedy=f"did you mean {nearest!r}?", path=path, key=key
+        )
+
+
+def _check_type(path: Path, key: str, value: object) -> None:
+    if key == "listen":
+        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        wanted = "a list of texts"
+    else:
+        fits, wanted = isinstance(value, str), "a text in quotes"
+    if not fits:
+        raise InvalidArgument(f"{path}: {key} is not {wanted}", reason="BAD_SETTING", remedy=f"give {wanted}", path=path, key=key)
+
+
+def _checked(values: Mapping[str, Any]) -> Settings:
+    if not _NAME.fullmatch(values["name"]):
+        raise _bad("name", values["name"], _NAME_RULE)
+    if values["log_level"] not in LOG_LEVELS:
+        nearest = difflib.get_close_matches(values["log_level"], LOG_LEVELS, n=1, cutoff=0.0)[0]
+        raise _bad("log_level", values["log_level"], f"did you mean {nearest!r}?")
+    settings = Settings(
+        name=values["name"],
+        run_dir=_absolute("run_dir", values["run_dir"]),
+        state_dir=_absolute("state_dir", values["state_dir"]),
+        listen=tuple(_endpoint(text) for text in values["listen"]),
+        tls_cert=_optional(values["tls_cert"]),
+        tls_key=_optional(values["tls_key"]),
+        tls_client_ca=_optional(values["tls_client_ca"]),
+        log_level=values["log_level"],
+    )
+    _check_tls(settings)
+    return settings
+
+
+def _check_tls(settings: Settings) -> None:
+    files = {"--tls-cert": settings.tls_cert, "--tls-key": settings.tls_key, "--tls-client-ca": settings.tls_client_ca}
+    missing = [option for option, path in files.items() if path is None]
+    if settings.listen and missing:
+        raise InvalidArgument(
+            f"TCP is served with mutual TLS only, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            reason="TLS_REQUIRED",
+            remedy="give --tls-cert, --tls-key and --tls-client-ca, or no --listen",
+            missing=",".join(missing),
+        )
+    if missing and len(missing) < len(files):
+        raise InvalidArgument(
+            f"mutual TLS needs three files, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            reason="TLS_INCOMPLETE",
+            remedy="give all three, or none",
+            missing=",".join(missing),
+        )
+
+
+def _absolute(key: str, text: str) -> Path:
+    """Both directories must be absolute, so that containers, keeper and daemon mean the same by them."""
+    if not text.startswith("/") or "\0" in text or ".." in Path(text).parts:
+        raise _bad(key, text, "give an absolute path without `..`")
+    return Path(text)
+
+
+def _optional(text: str | None) -> Path | None:
+    return Path(text).absolute() if text else None
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(text)
+        port = PORT if parts.port is None else parts.port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme != "tcp" or not parts.hostname or parts.path or parts.query or parts.username:
+        raise _bad("listen", text, "write tcp://ADDRESS:PORT, such as tcp://192.0.2.1:7411")
+    return parts.hostname, port
+
+
+def _bad(key: str, value: str, remedy: str) -> InvalidArgument:
+    shown = value if len(value) <= 100 else value[:100] + "…"
+    return InvalidArgument(f"{key}: {shown!r} will not do", reason="BAD_SETTING", remedy=remedy, key=key, value=shown)

@@ -1,0 +1,267 @@
+"""Making, following, removing and taking up containers: what the node does around the runtime's part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+
+from nestbed.errors import CorruptState, NestbedError, WrongState
+from nestbed.log import fields
+from nestbed.model import ContainerRequest, ExitStatus, Spec, State, Status
+from nestbed.node import privilege, requests, wiring
+from nestbed.node.bounds import check_container, check_request_id
+from nestbed.node.parts import Parts
+from nestbed.node.registry import Held
+from nestbed.node.store import Record
+
+_logger = logging.getLogger(__name__)
+_AT_REST = (State.CREATED, State.STOPPED)
+
+
+class Lifecycle:
+    """The containers of one node, from being made to being removed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    # ------------------------------------------------------------ make
+
+    async def create(self, request: ContainerRequest, request_id: str, *, admin: bool) -> Held:
+        """Make a container, or find the one that the same request made. See ``Node.create_container``."""
+        check_request_id(request_id)
+        request = check_container(request)
+        privilege.check_creation(request.process, admin=admin)
+        digest = requests.digest(request, request_id)
+        while (found := self._parts.registry.of_request(request_id)) is not None:
+            requests.check_same(request_id, found.record.request_digest, digest)
+            await found.made.wait()
+            if not found.is_gone:
+                return found
+        runtime = self._parts.runtime(request.kind)
+        spec = self._plan(request)
+        record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process)))
+        held = Held(record, self._parts.store.bundle(spec.id))
+        self._parts.registry.add(held)
+        try:
+            async with held.changing(State.CREATING):
+                await runtime.validate(spec)
+                self._parts.store.make_bundle(record)
+                held.container = await runtime.create(spec, held.bundle)
+                held.record = dataclasses.replace(record, is_made=True)
+                self._parts.store.write(held.record)
+        except BaseException:
+            await self._abandon(held)
+            raise
+        finally:
+            held.made.set()
+        self._parts.hosts.changed(spec.nics)
+        self._parts.events.publish("container.created", spec.id, spec.name, kind=spec.kind.value)
+        return held
+
+    def _plan(self, request: ContainerRequest) -> Spec:
+        registry = self._parts.registry
+        container_id = registry.new_id()
+        name = request.name or f"{request.kind.value}-{container_id[:6]}"
+        registry.check_name_free(name)
+        owner = wiring.Owner(container_id, name)
+        nics = registry.wire(owner, request.nics, wiring.next_hops(request.gateway, request.routes))
+        try:
+            gateway, routes = wiring.check_routes(request.gateway, request.routes, nics)
+        except NestbedError:
+            registry.unwire(owner, nics)
+            raise
+        return Spec(
+            id=container_id,
+            name=name,
+            kind=request.kind,
+            process=request.process,
+            hostname=request.hostname or name,
+            labels=request.labels,
+            resources=request.resources,
+            restart=request.restart,
+            nics=nics,
+            routes=routes,
+            gateway=gateway,
+            auto_remove=request.auto_remove,
+            created_at=time.time(),
+        )
+
+    async def _abandon(self, held: Held) -> None:
+        """Remove what a failed creation made; a failure leaves a record from which the next daemon does it."""
+        container, held.container = held.container, None
+        held.doing = State.DELETING
+        try:
+            if container is not None:
+                await container.destroy()
+            elif held.bundle.path.exists():
+                await self._parts.runtime(held.spec.kind).discard(held.bundle)
+            self._parts.store.remove_bundle(held.spec.id)
+        except NestbedError as error:
+            _logger.warning(
+                "half-made container not removed", extra=fields(container=held.spec.id, reason=error.reason, cause=error.message)
+            )
+        finally:
+            self._parts.registry.drop(held)
+
+    # ------------------------------------------------------------ follow
+
+    def on_status(self, container_id: str, status: Status) -> None:
+        """The runtimes' StatusListener: publish what happened, wake who waits, remove what removes itself."""
+        held = self._parts.registry.get(container_id)
+        if held is None:
+            return
+        before, held.last = held.last, status
+        for kind, attributes in _happenings(before, status):
+            self._parts.events.publish(kind, container_id, held.spec.name, **attributes)
+        held.wake()
+        if status.state is State.STOPPED and before.state is not State.STOPPED:
+            self.remove_if_wanted(held)
+
+    def remove_if_wanted(self, held: Held) -> None:
+        """Begin to remove a container that stopped for good, or could not start, if it was made to be removed then."""
+        if held.spec.auto_remove and held.doing is not State.DELETING:
+            self._parts.operations.spawn(self._remove_itself(held))
+
+    async def _remove_itself(self, held: Held) -> None:
+        if not held.is_gone:
+            async with held.changing(State.DELETING):
+                await self._remove(held)
+
+    # ------------------------------------------------------------ remove
+
+    async def delete(self, held: Held, *, force: bool) -> None:
+        """Remove a container. See ``Node.delete``."""
+        _check_at_rest(held, force=force)
+        held.interrupt()
+        async with held.changing(State.DELETING):
+            _check_at_rest(held, force=force)
+            await self._remove(held)
+
+    async def _remove(self, held: Held) -> None:
+        spec, record = held.spec, held.record
+        self._parts.store.write(dataclasses.replace(record, is_deleting=True))
+        try:
+            if held.container is not None:
+                await held.container.destroy()
+            else:
+                await self._parts.runtime(spec.kind).discard(held.bundle)
+            self._parts.store.remove_bundle(spec.id)
+        except NestbedError:
+            self._parts.store.write(record)
+            raise
+        self._parts.registry.remember_exit(spec, _exit_of(held))
+        self._parts.registry.drop(held)
+        self._parts.hosts.changed(spec.nics)
+        self._parts.events.publish("container.deleted", spec.id, spec.name)
+
+    # ------------------------------------------------------------ take up
+
+    async def read_records(self) -> list[Held]:
+        """Hold every container that is on record, oldest first, on its LANs again; remove the half-made and half-removed."""
+        records: list[Record] = []
+        for container_id in self._parts.store.container_ids():
+            try:
+                record = self._parts.store.read(container_id)
+            except CorruptState as error:
+                await self._lose(container_id, error)
+                continue
+            if record is None or not record.is_made or record.is_deleting:
+                await self._clear(container_id)
+            else:
+                records.append(record)
+        records.sort(key=lambda record: (record.spec.created_at, record.spec.id))
+        return [held for record in records if (held := await self._hold(record)) is not None]
+
+    async def take_up(self, held: Sequence[Held]) -> None:
+        """Give the containers back to their runtimes, which find out what became of them."""
+        for one in held:
+            await self._take_up(one)
+
+    async def _hold(self, record: Record) -> Held | None:
+        held = Held(record, self._parts.store.bundle(record.spec.id))
+        held.made.set()
+        try:
+            self._parts.registry.check_name_free(record.spec.name)
+            self._parts.registry.rejoin(record.spec)
+        except (NestbedError, ValueError) as error:
+            self._parts.registry.unwire(wiring.Owner(record.spec.id, record.spec.name), record.spec.nics)
+            await self._lose(record.spec.id, CorruptState(f"the record of container {record.spec.id} makes no sense: {error}"))
+            return None
+        self._parts.registry.add(held)
+        return held
+
+    async def _take_up(self, held: Held) -> None:
+        spec = held.spec
+        try:
+            held.container = await self._parts.runtime(spec.kind).recover(spec, held.bundle)
+        except CorruptState as error:
+            self._parts.registry.drop(held)
+            await self._lose(spec.id, error)
+        except NestbedError as error:
+            held.broken = error
+            _logger.exception("container not taken up", extra=fields(container=spec.id, reason=error.reason, cause=error.message))
+        else:
+            held.last = held.container.status
+            if held.last.state is State.STOPPED:
+                self.remove_if_wanted(held)
+
+    async def _lose(self, container_id: str, error: CorruptState) -> None:
+        _logger.error("container lost", extra=fields(container=container_id, cause=error.message))
+        self._parts.events.publish("container.lost", container_id, "", cause=error.message)
+        await self._clear(container_id)
+
+    async def _clear(self, container_id: str) -> None:
+        try:
+            for runtime in self._parts.runtimes.values():
+                await runtime.discard(self._parts.store.bundle(container_id))
+            self._parts.store.remove_bundle(container_id)
+        except NestbedError as error:
+            _logger.exception("bundle not removed", extra=fields(container=container_id, reason=error.reason, cause=error.message))
+
+
+def _check_at_rest(held: Held, *, force: bool) -> None:
+    status = held.last if held.container is None else held.container.status
+    if not force and status.state not in (*_AT_REST, State.CREATING):
+        raise WrongState(
+            f"container {held.spec.name} is {status.state.value}",
+            reason="CONTAINER_RUNNING",
+            remedy=f"stop it first, or kill and remove it: nbctl rm -f {held.spec.name}",
+            container=held.spec.name,
+            state=status.state.value,
+        )
+
+
+def _exit_of(held: Held) -> ExitStatus:
+    status = held.last if held.container is None else held.container.status
+    return status.exit or ExitStatus(reason="unknown")
+
+
+def _happenings(before: Status, now: Status) -> list[tuple[str, dict[str, object]]]:
+    """What led from one status to the other, as types and attributes of events."""
+    found: list[tuple[str, dict[str, object]]] = []
+    if now.log_bytes_lost > before.log_bytes_lost:
+        found.append(("container.log_lost", {"bytes": now.log_bytes_lost}))
+    if now.state is before.state:
+        return found
+    if now.state is State.RUNNING:
+        if before.state is State.PAUSED:
+            found.append(("container.resumed", {}))
+        else:
+            found.append(("container.started", {"pid": now.pid, "restarts": now.restarts}))
+    elif now.state is State.PAUSED:
+        found.append(("container.paused", {}))
+    elif now.state in (State.STOPPED, State.RESTARTING) and before.state not in (State.CREATING, State.CREATED):
+        found.append(("container.exited", _exit_attributes(now)))
+    return found
+
+
+def _exit_attributes(status: Status) -> dict[str, object]:
+    ended = status.exit or ExitStatus(reason="unknown")
+    attributes: dict[str, object] = {"reason": ended.reason, "restarting": "true" if status.state is State.RESTARTING else "false"}
+    if ended.code is not None:
+        attributes["code"] = ended.code
+    if ended.signal is not None:
+        attributes["signal"] = ended.signal
+    return attributes

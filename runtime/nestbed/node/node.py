@@ -1,0 +1,463 @@
+"""The node: every container and LAN on this machine by name. What the service calls.
+
+A ``ref`` is an id, a name, or a beginning of an id that no other has. Everything raises ``nestbed.errors``, whatever a client sends.
+Changes are carried through even if the caller goes away. What gives an async iterator is used with ``async for``, without ``await``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from nestbed import __version__
+from nestbed.errors import NestbedError, NotFound, Unsupported, WrongState
+from nestbed.lan.plane import LanPlane
+from nestbed.model import (
+    Change,
+    ContainerRequest,
+    ContainerView,
+    Event,
+    ExecSpec,
+    ExitStatus,
+    Kind,
+    LanRequest,
+    LanView,
+    Nic,
+    NicSpec,
+    NodeInfo,
+    State,
+    Stats,
+)
+from nestbed.node import audit, bounds, logs, update
+from nestbed.node.events import Events
+from nestbed.node.hostsfiles import HostsFiles
+from nestbed.node.lans import Lans
+from nestbed.node.lifecycle import Lifecycle
+from nestbed.node.names import Selection, is_glob
+from nestbed.node.operations import Operations
+from nestbed.node.parts import Parts, present
+from nestbed.node.privilege import check_entry
+from nestbed.node.registry import Held, Registry, lan_view
+from nestbed.node.store import Store
+from nestbed.runlog import Entry
+from nestbed.runtime import Console, Execution, FileAccess, Leftover, Pausable, Runtime
+
+_CLOSE_SECONDS = 5.0
+_RUNS = (State.RUNNING, State.PAUSED)
+
+
+class Node:
+    """One daemon's containers and LANs.
+
+    The run and state directories are claimed (``nestbed.node.rundir``) before it is made and until it is closed. ``runtimes`` and
+    ``plane`` are opened and closed by it.
+    """
+
+    def __init__(
+        self, *, name: str, run_dir: Path, state_dir: Path, runtimes: Mapping[Kind, Runtime], plane: LanPlane, node_id: str
+    ) -> None:
+        self._name = name
+        self._run_dir = run_dir
+        self._state_dir = state_dir
+        self._node_id = node_id
+        self._started_at = time.time()
+        registry = Registry()
+        self._parts = Parts(registry, Store(state_dir), Events(), Operations(), HostsFiles(registry), plane, runtimes)
+        self._lifecycle = Lifecycle(self._parts)
+        self._lans = Lans(self._parts)
+        self._watch = logs.LogWatch()
+        self._closing = contextlib.AsyncExitStack()
+
+    # ------------------------------------------------------------ the node itself
+
+    async def open(self) -> None:
+        """Take up everything an earlier daemon left: what runs is untouched, what was half made or half removed is removed.
+
+        After an error nothing is open.
+        """
+        parts = self._parts
+        async with contextlib.AsyncExitStack() as stack:
+            parts.store.open()
+            stack.callback(parts.store.close)
+            self._watch.open()
+            stack.callback(self._watch.close)
+            await parts.plane.open()
+            stack.push_async_callback(parts.plane.aclose)
+            for runtime in parts.runtimes.values():
+                await runtime.open(self._lifecycle.on_status)
+                stack.push_async_callback(runtime.aclose)
+            stack.push_async_callback(parts.operations.aclose, _CLOSE_SECONDS)
+            stack.callback(parts.events.close)
+            self._lans.read_records()
+            held = await self._lifecycle.read_records()
+            await self._lans.take_up()
+            await self._lifecycle.take_up(held)
+            for one in held:
+                parts.hosts.changed(one.spec.nics)
+            parts.hosts.start()
+            stack.push_async_callback(parts.hosts.aclose)
+            self._closing = stack.pop_all()
+
+    async def aclose(self) -> None:
+        """Let go of everything without ending any container or LAN; changes under way get some seconds. Idempotent."""
+        await self._closing.aclose()
+
+    async def info(self) -> NodeInfo:
+        """What this node is, and what its machine can and cannot do."""
+        parts = self._parts
+        abilities = [*parts.plane.abilities()]
+        for runtime in parts.runtimes.values():
+            abilities += await runtime.probe()
+        return NodeInfo(
+            name=self._name,
+            id=self._node_id,
+            version=__version__,
+            kernel=os.uname().release,
+            cpus=len(os.sched_getaffinity(0)),
+            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            run_dir=str(self._run_dir),
+            state_dir=str(self._state_dir),
+            containers=len(parts.registry),
+            containers_running=sum(held.status.state in _RUNS for held in parts.registry),
+            lans=len(parts.registry.segments),
+            started_at=self._started_at,
+            kinds=tuple(parts.runtimes),
+            abilities=tuple(abilities),
+        )
+
+    def watch(self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False) -> AsyncIterator[tuple[Event, int]]:
+        """Events, each with how many were dropped before it because this reader was slow; see ``Events.watch``."""
+        return self._parts.events.watch(after_sequence=after_sequence, types=types, history=history)
+
+    async def audit(self) -> tuple[list[Leftover], int]:
+        """The lasting differences between records and kernel, and how many objects were compared."""
+        return await audit.audit(self._parts)
+
+    # ------------------------------------------------------------ containers
+
+    async def create_container(self, request: ContainerRequest, *, request_id: str = "", admin: bool) -> ContainerView:
+        """Make a container: CREATED, its NICs plugged. With a ``request_id`` that is known, the container it made.
+
+        Raises:
+            InvalidArgument, AlreadyExists, NotFound, PermissionDenied, Unsupported, HostLacks, ResourceExhausted: nothing was made.
+        """
+        held = await self._parts.operations.run(self._lifecycle.create(request, request_id, admin=admin))
+        return held.view()
+
+    def container(self, ref: str) -> ContainerView:
+        """One container.
+
+        Raises:
+            NotFound: none. InvalidArgument: several ids begin like that.
+        """
+        return self._find(ref).view()
+
+    def containers(
+        self, *, names: Sequence[str] = (), labels: Sequence[tuple[str, str]] = (), states: Sequence[State] = ()
+    ) -> list[ContainerView]:
+        """Those whose name matches one of the globs ``names`` (or whose id begins with one), that have all the ``labels`` and are in one
+        of the ``states``; empty is all. Oldest first.
+
+        Raises:
+            InvalidArgument: globs or labels that cannot be.
+        """
+        bounds.check_labels(labels)
+        selection = Selection(names, labels)
+        chosen = (held for held in self._parts.registry if selection.takes(held.spec.id, held.spec.name, held.spec.labels))
+        return [view for held in chosen if (view := held.view()).status.state in (states or State)]
+
+    async def start(self, ref: str) -> ContainerView:
+        """CREATED or STOPPED -> RUNNING. A container that removes itself also does so when it cannot start.
+
+        Raises:
+            as ``Container.start``.
+        """
+        return await self._parts.operations.run(self._start(self._find(ref)))
+
+    async def stop(self, ref: str, grace_seconds: float) -> ContainerView:
+        """Ask it to end, make it end after the grace. Idempotent. A later ``stop``, ``kill`` or forced ``delete`` comes first."""
+        bounds.check_grace(grace_seconds)
+        return await self._parts.operations.run(self._stop(self._find(ref), grace_seconds))
+
+    async def kill(self, ref: str, signal: int) -> ContainerView:
+        """Send a signal to its first process, also while a ``stop`` waits.
+
+        Raises:
+            WrongState: it does not run.
+        """
+        bounds.check_signal(signal)
+        return await self._parts.operations.run(self._kill(self._find(ref), signal))
+
+    async def pause(self, ref: str) -> ContainerView:
+        """RUNNING -> PAUSED.
+
+        Raises:
+            WrongState: it does not run. Unsupported: its kind cannot.
+        """
+        return await self._parts.operations.run(self._freeze(self._find(ref), pause=True))
+
+    async def resume(self, ref: str) -> ContainerView:
+        """PAUSED -> RUNNING.
+
+        Raises:
+            WrongState: it is not paused. Unsupported: its kind cannot.
+        """
+        return await self._parts.operations.run(self._freeze(self._find(ref), pause=False))
+
+    async def wait(self, ref: str) -> ExitStatus:
+        """How it ended, once it stopped for good; also of one that has just removed itself.
+
+        Raises:
+            WrongState: it was never started.
+        """
+        try:
+            held = self._find(ref)
+        except NotFound:
+            remembered = self._parts.registry.remembered_exit(ref)
+            if remembered is None:
+                raise
+            return remembered
+        return await present(held).wait()
+
+    async def exec(self, ref: str, spec: ExecSpec, *, admin: bool) -> Execution:
+        """Run a further program inside. The caller closes what it gets.
+
+        Raises:
+            PermissionDenied: it is privileged and the caller is not admin. Others as ``Container.exec``.
+        """
+        bounds.check_exec(spec)
+        held = self._find(ref)
+        self._check_entry(held, admin=admin, doing="run programs in")
+        return await present(held).exec(spec)
+
+    async def attach(self, ref: str, *, run: bool, stdin: bool, admin: bool) -> Console:
+        """The streams of its first program; with ``run`` it is started once they are connected. The caller closes what it gets.
+
+        Raises:
+            PermissionDenied: ``stdin`` is asked for, it is privileged and the caller is not admin.
+            WrongState: it has stopped and is not to be run (reason NOT_RUNNING). Others as ``start``.
+        """
+        held = self._find(ref)
+        if stdin:
+            self._check_entry(held, admin=admin, doing="write to")
+        container = present(held)
+        if container.status.state is State.STOPPED and not run:
+            raise WrongState(
+                f"container {held.spec.name} has stopped",
+                reason="NOT_RUNNING",
+                remedy=f"start it, or see what it wrote: nbctl logs {held.spec.name}",
+                container=held.spec.name,
+            )
+        console = await container.console()
+        if run:
+            try:
+                await self.start(held.spec.id)
+            except BaseException:
+                await console.aclose()
+                raise
+        return console
+
+    async def logs(
+        self, ref: str, *, follow: bool = False, since: float | None = None, tail: int | None = None
+    ) -> AsyncIterator[Sequence[Entry]]:
+        """What its program wrote, in batches: from the time ``since`` on, of the last ``tail`` lines; None is all.
+
+        With ``follow`` also what it writes from now on, until it has stopped or is gone.
+
+        Raises:
+            NotFound, InvalidArgument.
+        """
+        selection = logs.Selection(since, tail).check()
+        held = self._find(ref)
+        if not follow:
+            async for batch in logs.read(held.bundle.path, selection):
+                yield batch
+            return
+        wake = asyncio.Event()
+        held.wakers.add(wake)
+        try:
+            async for batch in logs.follow(held.bundle.path, selection, self._watch, wake, lambda: _has_ended(held)):
+                yield batch
+        finally:
+            held.wakers.discard(wake)
+
+    async def stats(self, names: Sequence[str]) -> list[tuple[ContainerView, Stats]]:
+        """What the containers use now: those of the refs and globs ``names``, without any all that run.
+
+        Raises:
+            NotFound: a name that is no glob means no container.
+        """
+        found = []
+        for held in self._chosen(names):
+            with contextlib.suppress(NotFound, WrongState):  # it went meanwhile
+                found.append((held.view(), await present(held).stats()))
+        return found
+
+    async def update(self, ref: str, change: Change, *, admin: bool) -> ContainerView:
+        """Change limits, restart policy or name: all of it or nothing.
+
+        Raises:
+            PermissionDenied: it is privileged and the caller is not admin. AlreadyExists: the name is taken.
+            InvalidArgument, HostLacks, Unsupported.
+        """
+        held = self._find(ref)
+        self._check_entry(held, admin=admin, doing="change")
+        await self._parts.operations.run(update.update(self._parts, held, bounds.check_change(change)))
+        return held.view()
+
+    async def delete(self, ref: str, *, force: bool) -> None:
+        """Remove it with everything it has. With ``force`` also while it runs.
+
+        Raises:
+            WrongState: it runs (reason CONTAINER_RUNNING).
+        """
+        await self._parts.operations.run(self._lifecycle.delete(self._find(ref), force=force))
+
+    async def archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        """A tar stream of a path inside.
+
+        Raises:
+            NotFound, InvalidArgument, Unsupported.
+        """
+        bounds.check_path("the path", path)
+        async for chunk in await self._files(self._find(ref)).archive(path):
+            yield chunk
+
+    async def extract(self, ref: str, path: str, chunks: AsyncIterator[bytes], *, admin: bool) -> None:
+        """Unpack a tar stream into a directory inside.
+
+        Raises:
+            PermissionDenied: it is privileged and the caller is not admin. NotFound, InvalidArgument, Unsupported.
+        """
+        bounds.check_path("the path", path)
+        held = self._find(ref)
+        self._check_entry(held, admin=admin, doing="copy into")
+        await self._files(held).extract(path, chunks)
+
+    # ------------------------------------------------------------ LANs
+
+    async def create_lan(self, request: LanRequest, *, request_id: str = "") -> LanView:
+        """Make a LAN. With a ``request_id`` that is known, the LAN it made.
+
+        Raises:
+            InvalidArgument, AlreadyExists, HostLacks: nothing was made.
+        """
+        return lan_view(await self._parts.operations.run(self._lans.create(request, request_id)))
+
+    def lan(self, ref: str) -> LanView:
+        """One LAN, by id or name.
+
+        Raises:
+            NotFound: none.
+        """
+        return lan_view(self._parts.registry.find_lan(ref))
+
+    def lans(self, *, names: Sequence[str] = (), labels: Sequence[tuple[str, str]] = ()) -> list[LanView]:
+        """Those whose name matches one of the globs (or whose id begins with one) and that have all the labels. Oldest first.
+
+        Raises:
+            InvalidArgument: globs or labels that cannot be.
+        """
+        bounds.check_labels(labels)
+        selection = Selection(names, labels)
+        segments = self._parts.registry.segments.values()
+        return [lan_view(one) for one in segments if selection.takes(one.lan.id, one.lan.name, one.lan.labels)]
+
+    async def delete_lan(self, ref: str) -> None:
+        """Remove a LAN.
+
+        Raises:
+            WrongState: it has members (reason LAN_HAS_MEMBERS). NotFound: none.
+        """
+        await self._parts.operations.run(self._lans.delete(ref))
+
+    async def connect(self, ref: str, spec: NicSpec) -> Nic:
+        """Give a container a NIC on ``spec.lan``, whether it runs or not.
+
+        Raises:
+            NotFound, InvalidArgument, AlreadyExists, ResourceExhausted, HostLacks: nothing was made.
+        """
+        return await self._parts.operations.run(self._lans.connect(self._find(ref), spec))
+
+    async def disconnect(self, ref: str, lan: str, nic_name: str) -> None:
+        """Take the NIC ``nic_name`` on the LAN away, or all NICs on it if that is empty.
+
+        Raises:
+            NotFound: no such container, LAN or NIC.
+        """
+        await self._parts.operations.run(self._lans.disconnect(self._find(ref), lan, nic_name))
+
+    # ------------------------------------------------------------ steps
+
+    def _find(self, ref: str) -> Held:
+        return self._parts.registry.find(ref)
+
+    async def _start(self, held: Held) -> ContainerView:
+        async with held.changing(State.STARTING):
+            container = await self._parts.container(held)
+            try:
+                await self._parts.hosts.refresh(held)
+                await container.start()
+            except NestbedError:
+                if container.status.state is not State.RUNNING:
+                    self._lifecycle.remove_if_wanted(held)
+                raise
+        return held.view()
+
+    async def _stop(self, held: Held, grace_seconds: float) -> ContainerView:
+        held.interrupt()
+        async with held.changing(State.STOPPING):
+            container = await self._parts.container(held)
+            is_finished = await held.stop(container, grace_seconds)
+        if not is_finished:
+            await container.wait()
+        return held.view()
+
+    async def _kill(self, held: Held, signal: int) -> ContainerView:
+        held.interrupt()
+        async with held.changing():
+            await (await self._parts.container(held)).kill(signal)
+        return held.view()
+
+    async def _freeze(self, held: Held, *, pause: bool) -> ContainerView:
+        async with held.changing():
+            container = await self._parts.container(held)
+            if not isinstance(container, Pausable):
+                raise _unsupported(held, "paused")
+            await (container.pause() if pause else container.resume())
+        return held.view()
+
+    def _chosen(self, names: Sequence[str]) -> list[Held]:
+        if not names:
+            return [held for held in self._parts.registry if held.status.state in _RUNS]
+        globs = Selection([name for name in names if is_glob(name)], ())
+        matched = [held for held in self._parts.registry if globs.takes("", held.spec.name, ())] if any(map(is_glob, names)) else []
+        named = [self._find(name) for name in names if not is_glob(name)]
+        return list({held.spec.id: held for held in (*named, *matched)}.values())
+
+    def _files(self, held: Held) -> FileAccess:
+        container = present(held)
+        if not isinstance(container, FileAccess):
+            raise _unsupported(held, "copied from or to")
+        return container
+
+    def _check_entry(self, held: Held, *, admin: bool, doing: str) -> None:
+        check_entry(held.spec.name, privileged=held.record.privileged, admin=admin, doing=doing)
+
+
+def _has_ended(held: Held) -> bool:
+    return held.is_gone or held.status.state is State.STOPPED
+
+
+def _unsupported(held: Held, what: str) -> Unsupported:
+    return Unsupported(
+        f"container {held.spec.name} is of kind {held.spec.kind.value}, which cannot be {what}",
+        reason="UNSUPPORTED_BY_KIND",
+        remedy="do it by means of a program inside",
+        container=held.spec.name,
+        kind=held.spec.kind.value,
+    )

@@ -1,0 +1,125 @@
+"""The files nestbedd keeps in a process container's bundle for the keeper and for the container to see."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import Any, cast
+
+from nestbed.errors import Busy, CorruptState, translated
+from nestbed.linux.remove import remove_tree
+from nestbed.model import Bundle
+from nestbed.process.protocol import Launch
+
+NODE_FILES = ("record.json",)
+"""What in a bundle is not the runtime's."""
+
+_RESOLV_CONF = "# No name server: the members of this container's LANs are in /etc/hosts.\n"
+_READABLE, _PRIVATE = 0o644, 0o600
+
+
+def write_launch(bundle: Bundle, launch: Launch) -> None:
+    """Write ``launch.json``, whole or not at all."""
+    new = bundle.path / "launch.json.new"
+    _write(bundle, new.name, json.dumps(launch), _PRIVATE)
+    with translated(f"writing {new}", path=new):
+        new.rename(bundle.path / "launch.json")
+
+
+def write_files(bundle: Bundle, hostname: str) -> None:
+    """Make the files that the container sees in ``/etc``; ``hosts`` is filled by :func:`write_hosts`."""
+    _write(bundle, "hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n", _READABLE)
+    _write(bundle, "hostname", f"{hostname}\n", _READABLE)
+    _write(bundle, "resolv.conf", _RESOLV_CONF, _READABLE)
+
+
+def write_hosts(bundle: Bundle, text: str) -> None:
+    """Rewrite ``hosts`` in place: the inode is mounted in the container."""
+    _write(bundle, "hosts", text, _READABLE)
+
+
+def read_launch(bundle: Bundle) -> Launch:
+    """What was launched.
+
+    Raises:
+        CorruptState: it is missing, or cannot be read.
+    """
+    launch = _read(bundle, "launch.json")
+    if launch is None or launch.get("id") != bundle.id:
+        raise _corrupt(bundle, "launch.json is missing or of another container")
+    return cast(Launch, launch)
+
+
+def read_status(bundle: Bundle) -> dict[str, Any] | None:
+    """What the keeper wrote last; None if it never did.
+
+    Raises:
+        CorruptState: it cannot be read.
+    """
+    return _read(bundle, "status.json")
+
+
+def forget_status(bundle: Bundle) -> None:
+    """Remove what the keeper wrote about an earlier life. Idempotent."""
+    (bundle.path / "status.json").unlink(missing_ok=True)
+
+
+def clear(bundle: Bundle) -> None:
+    """Remove everything of the runtime; no link is followed and no mount crossed. Idempotent.
+
+    Raises:
+        Busy: something is mounted in it.
+    """
+    try:
+        fd = os.open(bundle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        with translated(f"removing {bundle.path}", path=bundle.path):
+            for name in os.listdir(fd):
+                if name not in NODE_FILES:
+                    remove_tree(fd, name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise Busy(f"something is mounted in {bundle.path}", reason="MOUNTED", remedy="unmount it", path=bundle.path) from error
+    finally:
+        os.close(fd)
+
+
+def _write(bundle: Bundle, name: str, text: str, mode: int) -> None:
+    path = bundle.path / name
+    with translated(f"writing {path}", path=path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            data = text.encode()
+            os.fchmod(fd, mode)
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # A reader sees the old text, then the new one, never none.
+            os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
+
+
+def _read(bundle: Bundle, name: str) -> dict[str, Any] | None:
+    path = bundle.path / name
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _corrupt(bundle, f"{name}: {error}") from error
+    if not isinstance(data, dict):
+        raise _corrupt(bundle, f"{name} is no object")
+    return data
+
+
+def _corrupt(bundle: Bundle, why: str) -> CorruptState:
+    return CorruptState(
+        f"the bundle of container {bundle.id} cannot be understood: {why}",
+        reason="CORRUPT_BUNDLE",
+        remedy="delete the container",
+        container=bundle.id,
+    )

@@ -1,0 +1,322 @@
+"""The runtime for process containers: :class:`nestbed.runtime.Runtime` on top of the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nestbed.errors import CorruptState, NestbedError, WrongState, translated
+from nestbed.linux.pidfd import open_process
+from nestbed.log import fields
+from nestbed.model import Ability, Bundle, FsMode, Kind, Resources, Spec
+from nestbed.process import bundle as files
+from nestbed.process import plan, sandbox
+from nestbed.process.abilities import abilities, find_init
+from nestbed.process.accounts import NodeAccounts, User, accounts_in, resolve_user
+from nestbed.process.audit import audit
+from nestbed.process.handle import ProcessContainer, remove_cgroups
+from nestbed.process.hierarchies import Tree, detect
+from nestbed.process.keeper_client import KeeperClient, close_all
+from nestbed.process.limits import Cgroups
+from nestbed.process.lookup import Lookup
+from nestbed.process.masks import Masks
+from nestbed.process.parts import Parts
+from nestbed.process.ports import Ports
+from nestbed.process.protocol import Launch
+from nestbed.runtime import Container, Leftover, StatusListener
+
+PIDS_DEFAULT = 4096
+_KILL_SECONDS = 10.0
+_RETRY_FIRST_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
+_PLANS_MAX = 256
+_NOFILE_SOFT, _NOFILE_HARD = 1024, 524288
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A spec with the node's default limits filled in, and how it is launched."""
+
+    spec: Spec
+    launch: Launch
+
+
+class ProcessRuntime:
+    """See the contract. One per node; everything belongs to the network namespace this process is in."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        state_dir: Path,
+        node_id: str,
+        hidden: Sequence[Path] = (),
+        pids_default: int = PIDS_DEFAULT,
+        memory_default_bytes: int | None = None,
+    ) -> None:
+        """``hidden`` are paths to keep from containers besides these directories and the daemon's code: its configuration and keys.
+
+        ``pids_default`` and ``memory_default_bytes`` limit a container that asks for no limit, where the machine can.
+        """
+        self._run_dir = run_dir
+        self._bundles_dir = state_dir / "containers"
+        self._defaults = Resources(pids=pids_default, memory_bytes=memory_default_bytes)
+        self._masks = Masks([run_dir, state_dir, *hidden])
+        self._node_id = node_id
+        self._containers: dict[str, ProcessContainer] = {}
+        self._plans: dict[str, Planned] = {}
+        self._told_masks: tuple[str, ...] | None = None
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._reopening: asyncio.Task[None] | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """See the contract."""
+        return Kind.PROCESS
+
+    async def open(self, listener: StatusListener) -> None:
+        """See the contract."""
+        with translated(f"making {self._bundles_dir}", path=self._bundles_dir):
+            self._bundles_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tree = Tree(self._node_id, detect())
+        tree.open()
+        ports = Ports(self._node_id)
+        ports.open()
+        keeper = KeeperClient(run_dir=self._run_dir, bundles_dir=self._bundles_dir, on_event=self._on_event, on_gone=self._on_gone)
+        self._tree = tree
+        self._parts = Parts(keeper, Cgroups(tree), ports, listener, self._forget)
+        try:
+            await keeper.open()
+            await self._meet()
+        except BaseException:
+            ports.close()
+            raise
+
+    async def aclose(self) -> None:
+        """See the contract."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        await self._parts.keeper.aclose()
+        self._parts.ports.close()
+        for container in self._containers.values():
+            container.let_go()
+        self._containers.clear()
+        self._tree.close()
+
+    async def probe(self) -> Sequence[Ability]:
+        """See the contract."""
+        return abilities(self._tree)
+
+    # ---- the keeper
+
+    async def _meet(self) -> None:
+        """A keeper is there: tell it what to hide, ask what it has, and give it what is held for its containers."""
+        self._told_masks = None
+        await self._tell_masks()
+        self._entries = (await self._parts.keeper.call("list")).result["containers"]
+        for container in list(self._containers.values()):
+            try:
+                await container.keeper_back(self._entries.get(container.id))
+            except NestbedError as error:
+                _logger.warning("container not given to the new keeper", extra=fields(container=container.id, cause=error.message))
+        self._parts.keeper_back.set()
+
+    def _on_gone(self) -> None:
+        self._parts.keeper_back.clear()
+        _logger.warning("keeper gone", extra=fields(containers=len(self._containers)))
+        for container in self._containers.values():
+            container.keeper_gone()
+        if self._reopening is None:
+            self._reopening = asyncio.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        delay = _RETRY_FIRST_SECONDS
+        while not self._parts.keeper_back.is_set():
+            try:
+                if not self._parts.keeper.is_open:
+                    await self._parts.keeper.open()
+                await self._meet()
+            except NestbedError as error:
+                _logger.warning("no new keeper yet", extra=fields(cause=error.message))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _RETRY_MAX_SECONDS)
+        self._reopening = None
+        _logger.info("new keeper", extra=fields(pid=self._parts.keeper.pid))
+
+    def _on_event(self, event: dict[str, Any], fds: list[int]) -> None:
+        container = self._containers.get(event["id"])
+        if container is not None:
+            container.on_event(event, fds)
+            return
+        close_all(fds)
+        if "status" in event:
+            # Not taken up yet: this is how it will be found.
+            self._entries[event["id"]] = event["status"]
+
+    async def _tell_masks(self) -> None:
+        paths = self._masks.paths(skip_netns=lambda: {container.netns for container in self._containers.values()})
+        if paths is not self._told_masks:
+            (await self._parts.keeper.call("template", masks=list(paths))).close()
+            self._told_masks = paths
+
+    # ---- planning
+
+    async def validate(self, spec: Spec) -> None:
+        """See the contract."""
+        planned = self._plan(spec, look_for_program=True)
+        while len(self._plans) >= _PLANS_MAX:
+            del self._plans[next(iter(self._plans))]
+        self._plans[spec.id] = planned
+
+    def _plan(self, spec: Spec, *, look_for_program: bool = False) -> Planned:
+        spec = replace(spec, resources=self._limited(spec.resources))
+        process = spec.process
+        self._parts.cgroups.check(spec.resources)
+        capabilities = sandbox.capability_mask(process.cap_add, process.cap_drop)
+        hidden = self._masks.paths(skip_netns=lambda: {container.netns for container in self._containers.values()})
+        with Lookup(process, hidden) as lookup:
+            facts = plan.Facts(
+                user=self._user(process.user, lookup.root_fd if process.fs is FsMode.ROOTFS else None),
+                capabilities=capabilities,
+                seccomp=sandbox.publish(self._run_dir, capabilities),
+                membership=self._parts.cgroups.membership(spec.id, spec.resources),
+                mounts=lookup.mounts(),
+                rlimits=_rlimits(),
+                init=find_init() if process.init else "",
+            )
+            launch = plan.launch(spec, facts)
+            lookup.check_directory(launch["cwd"])
+            if look_for_program:
+                lookup.check_program(launch["argv"][0], launch["env"], launch["cwd"])
+        return Planned(spec, launch)
+
+    def _limited(self, asked: Resources) -> Resources:
+        tree = self._tree
+        pids = asked.pids if asked.pids is not None or not tree.can("pids") else self._defaults.pids
+        memory = asked.memory_bytes if asked.memory_bytes is not None or not tree.can("memory") else self._defaults.memory_bytes
+        return replace(asked, pids=pids, memory_bytes=memory)
+
+    @staticmethod
+    def _user(text: str, root_fd: int | None) -> User:
+        return resolve_user(text, NodeAccounts() if root_fd is None else accounts_in(root_fd))
+
+    # ---- containers
+
+    async def create(self, spec: Spec, bundle: Bundle) -> ProcessContainer:
+        """See the contract."""
+        planned = self._plans.pop(spec.id, None) or self._plan(spec)
+        container = ProcessContainer(planned.spec, bundle, self._parts)
+        self._containers[spec.id] = container
+        try:
+            files.write_launch(bundle, planned.launch)
+            files.write_files(bundle, planned.launch["hostname"])
+            await self._tell_masks()
+            await container.make()
+        except BaseException:
+            await container.destroy()
+            raise
+        return container
+
+    async def recover(self, spec: Spec, bundle: Bundle) -> ProcessContainer:
+        """See the contract."""
+        launch = files.read_launch(bundle)
+        entry = self._entries.get(spec.id) or files.read_status(bundle)
+        spec = replace(spec, resources=self._limited(spec.resources))
+        container = ProcessContainer(spec, bundle, self._parts)
+        self._containers[spec.id] = container
+        try:
+            _name_seccomp_again(self._run_dir, launch)
+            await container.take_up(_checked(entry, bundle))
+        except BaseException:
+            self._forget(spec.id)
+            container.let_go()
+            raise
+        return container
+
+    async def discard(self, bundle: Bundle) -> None:
+        """See the contract."""
+        self._plans.pop(bundle.id, None)
+        container = self._containers.get(bundle.id)
+        if container is not None:
+            await container.destroy()
+            return
+        await self._kill_stray(bundle.id)
+        await self._parts.release(bundle.id)
+        if bundle.path.exists():
+            for port, owner in self._parts.ports.ours().items():
+                if owner == bundle.id:
+                    self._parts.ports.unplug(port)
+        await remove_cgroups(self._parts, bundle.id)
+        files.clear(bundle)
+
+    async def _kill_stray(self, container_id: str) -> None:
+        """End what the keeper has of a container that nobody holds here."""
+        await self._parts.keeper_back.wait()
+        entry = (await self._parts.keeper.call("list")).result["containers"].get(container_id)
+        if entry is None or entry["state"] not in ("running", "restarting"):
+            return
+        try:
+            pidfd = open_process(entry["pid"], entry["start_time"]) if entry["pid"] else -1
+        except ProcessLookupError:
+            pidfd = -1
+        try:
+            (await self._parts.call("stop", container_id, grace=0.0)).close()
+            (await self._parts.call("signal", container_id, signal=9)).close()
+        except WrongState:  # it ended meanwhile
+            pass
+        finally:
+            if pidfd >= 0:
+                await _ended(pidfd)
+
+    async def audit(self, containers: Sequence[Container]) -> Sequence[Leftover]:
+        """See the contract."""
+        await self._parts.ports.settled()
+        known = (await self._parts.keeper.call("list")).result["containers"]
+        return audit([one for one in containers if isinstance(one, ProcessContainer)], self._parts, known)
+
+    def _forget(self, container_id: str) -> None:
+        self._containers.pop(container_id, None)
+        self._entries.pop(container_id, None)
+
+
+async def _ended(pidfd: int) -> None:
+    """Wait until a process has ended; ``pidfd`` is owned."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    loop.add_reader(pidfd, done.set)
+    try:
+        async with asyncio.timeout(_KILL_SECONDS):
+            await done.wait()
+    except TimeoutError:
+        return
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+def _rlimits() -> tuple[tuple[int, int, int], ...]:
+    """No core dumps (a limit of 1 stops those through a pipe to a program of the node, too: core(5)), and the usual number of files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = _NOFILE_HARD if most == resource.RLIM_INFINITY else min(most, _NOFILE_HARD)
+    return (resource.RLIMIT_CORE, 1, 1), (resource.RLIMIT_NOFILE, min(_NOFILE_SOFT, hard), hard)
+
+
+def _name_seccomp_again(run_dir: Path, launch: Launch) -> None:
+    """The run directory may be a new one since the container was made: its program must be there for the next start."""
+    if launch["seccomp"] and not (run_dir / launch["seccomp"]).exists():
+        sandbox.publish(run_dir, launch["caps"])
+
+
+def _checked(entry: dict[str, Any] | None, bundle: Bundle) -> dict[str, Any] | None:
+    """``entry``, if it is what a keeper writes."""
+    wanted = {"state", "pid", "start_time", "started_at", "exit", "restarts", "log_bytes_lost", "stop_asked"}
+    if entry is not None and not wanted <= entry.keys():
+        raise CorruptState(f"status.json of container {bundle.id} cannot be understood", reason="CORRUPT_BUNDLE", container=bundle.id)
+    return entry

@@ -1,0 +1,425 @@
+"""nestbedd's handle on one process container: the contract's Container, made of the keeper, cgroups, ports and the bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, WrongState, shown
+from nestbed.linux.pidfd import exit_information, open_process
+from nestbed.linux.rtnl import Rtnl
+from nestbed.model import Bundle, ExecSpec, ExitStatus, Nic, NicStats, Resources, RestartPolicy, Spec, State, Stats, Status
+from nestbed.process import bundle as files
+from nestbed.process import plan, transfer
+from nestbed.process.console import ProcessConsole
+from nestbed.process.dialogue import Dialogue
+from nestbed.process.execution import ProcessExecution
+from nestbed.process.keeper_client import KeeperError, close_all
+from nestbed.process.parts import Parts, already_running, not_running, owes_restart, status_of, translated_refusal
+from nestbed.process.ports import routes_of
+
+_ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
+_KILL_SECONDS = 10.0
+_EMPTY_TRIES, _EMPTY_SECONDS = 10, 0.002
+
+
+class ProcessContainer:
+    """See the contract. Owns descriptors of the network namespace, the first process and its streams while there are any."""
+
+    def __init__(self, spec: Spec, bundle: Bundle, parts: Parts) -> None:
+        self._spec = spec
+        self._bundle = bundle
+        self._parts = parts
+        self._status = Status(State.CREATED)
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._nics = {nic.name: nic for nic in spec.nics}
+        self._resources = spec.resources
+        self._restart = spec.restart
+        self._netns_fd = -1
+        self._starting: asyncio.Task[None] | None = None
+        self._early: list[dict[str, Any]] = []
+        self._dialogue = Dialogue(spec, bundle, parts, status=lambda: self._status, settled=self._settled)
+
+    @property
+    def id(self) -> str:
+        """See the contract."""
+        return self._spec.id
+
+    @property
+    def status(self) -> Status:
+        """See the contract."""
+        return self._status
+
+    @property
+    def ports(self) -> frozenset[str]:
+        """The node's ends of the NICs it has in the kernel now."""
+        return frozenset(nic.port for nic in self._nics.values()) if self._netns_fd >= 0 else frozenset()
+
+    @property
+    def netns(self) -> int:
+        """The inode number of its network namespace, or 0."""
+        return os.fstat(self._netns_fd).st_ino if self._netns_fd >= 0 else 0
+
+    def is_alive(self) -> bool:
+        """Whether its first process runs, as the kernel tells."""
+        return self._dialogue.is_alive()
+
+    # ---- making and taking up
+
+    async def make(self) -> None:
+        """Make what it has in the kernel: cgroups, network namespace, NICs. What is there already is kept.
+
+        ``launch.json`` must be written. After an error :meth:`destroy` it.
+        """
+        self._parts.cgroups.create(self.id, self._resources)
+        await self._join_network(is_new=True)
+
+    async def _join_network(self, *, is_new: bool) -> None:
+        """Get its network namespace from the keeper, and plug the NICs that are not in it."""
+        reply = await self._parts.call("prepare", self.id)
+        netns_fd, netlink = reply.fds
+        self._close_netns()
+        self._netns_fd = netns_fd
+        inside = Rtnl(socket.socket(fileno=netlink))
+        try:
+            there = set() if is_new else {link.name for link in inside.links()}
+            for nic in self._nics.values():
+                if nic.name not in there:
+                    self._plug(nic, inside)
+        finally:
+            inside.close()
+
+    def _plug(self, nic: Nic, inside: Rtnl) -> None:
+        self._parts.ports.plug(self.id, nic, routes_of(nic, self._spec.routes, self._spec.gateway), self._netns_fd, inside)
+
+    async def take_up(self, entry: dict[str, Any] | None) -> None:
+        """Recover it: ``entry`` is what the keeper tells of it, or left in the bundle, None if it never heard of it."""
+        self._status = Status(State.CREATED) if entry is None else status_of(entry)
+        if entry is not None and self._status.state is State.RUNNING:
+            await self._take_up_running(entry)
+        elif self._status.state is State.RESTARTING:
+            await self._join_network(is_new=False)
+        elif self._status.state is State.CREATED:
+            self._parts.cgroups.create(self.id, self._resources)
+            await self._join_network(is_new=False)
+        elif entry is not None and owes_restart(entry, self._restart):
+            await self._start_again()
+
+    async def _take_up_running(self, entry: dict[str, Any]) -> None:
+        try:
+            pidfd = open_process(entry["pid"], entry["start_time"])
+        except ProcessLookupError:  # it ends right now; the keeper will tell
+            pidfd = -1
+        fds = [pidfd] if pidfd >= 0 else []
+        if fds and self._spec.process.tty:
+            fds += (await self._parts.call("stdin", self.id)).fds
+        self._dialogue.begin(fds)
+        await self._join_network(is_new=False)
+        if self._parts.cgroups.is_frozen(self.id):
+            self._status = dataclasses.replace(self._status, state=State.PAUSED)
+
+    async def _start_again(self) -> None:
+        """A start that the policy owes; if it fails, the status says so."""
+        try:
+            await self.start()
+        except NestbedError:
+            return
+
+    # ---- status
+
+    def _set(self, status: Status) -> None:
+        if status == self._status:
+            return
+        self._status = status
+        news, self._news = self._news, asyncio.get_running_loop().create_future()
+        news.set_result(None)
+        self._parts.listener(self.id, status)
+
+    async def _until(self, *states: State) -> None:
+        while self._status.state not in states:
+            await asyncio.shield(self._news)
+
+    async def _settled(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+
+    def on_event(self, event: dict[str, Any], fds: list[int]) -> None:
+        """What the keeper tells of this container; the descriptors are owned."""
+        kind = event["event"]
+        if kind == "exec_exited":
+            self._dialogue.exec_ended(event["exec_id"], event["code"], event["signal"], time.time())
+        elif kind == "log_lost":
+            self._set(dataclasses.replace(self._status, log_bytes_lost=event["bytes"]))
+        elif kind == "exited" and self._starting is not None:
+            # It ended before its start was heard of here.
+            self._early.append(event["status"])
+        elif kind == "exited":
+            self._on_exit(event["status"])
+        elif kind == "started":
+            self._dialogue.begin(fds)
+            self._set(status_of(event["status"]))
+        close_all(fds)
+
+    def _on_exit(self, entry: dict[str, Any]) -> None:
+        self._dialogue.end()
+        if entry["state"] == "stopped":
+            self._let_network_go()
+        self._set(status_of(entry))
+
+    def _let_network_go(self) -> None:
+        if self._netns_fd >= 0:
+            self._parts.ports.let_go(self.ports)
+            self._close_netns()
+
+    def _close_netns(self) -> None:
+        if self._netns_fd >= 0:
+            os.close(self._netns_fd)
+            self._netns_fd = -1
+
+    def let_go(self) -> None:
+        """Close what it holds: the end of nestbedd, not of the container."""
+        self._dialogue.end()
+        self._close_netns()
+
+    # ---- when the keeper died
+
+    def keeper_gone(self) -> None:
+        """There is no keeper for a moment."""
+        self._dialogue.keeper_gone()
+
+    async def keeper_back(self, entry: dict[str, Any] | None) -> None:
+        """A new keeper is there, which tells ``entry`` of it, or nothing: give it what was kept for it."""
+        state = self._status.state
+        if state is State.STOPPED or self._netns_fd < 0:
+            return
+        pidfd, wait_status = self._dialogue.pidfd, None
+        if pidfd >= 0 and not self._dialogue.is_alive():
+            wait_status = exit_information(pidfd)
+        fds = [self._netns_fd, *self._dialogue.kept]
+        reply = await self._parts.call("adopt", self.id, fds=fds, wait_status=wait_status)
+        if state is State.RESTARTING:
+            self._status = dataclasses.replace(self._status, state=State.STOPPED)
+            await self._start_again()
+        elif entry is not None and state is State.RUNNING and self._status.state is State.RUNNING:
+            self._adopted(reply.result["status"])
+
+    def _adopted(self, entry: dict[str, Any]) -> None:
+        if entry["state"] == "running":
+            self._set(status_of(entry))
+        else:
+            self._on_exit(entry)
+
+    # ---- start, stop
+
+    async def start(self) -> None:
+        """See the contract."""
+        if self._starting is not None or self._status.state in _ALIVE:
+            raise already_running(self.id)
+        self._starting = asyncio.create_task(self._start())
+        # A caller who gives up leaves the start to come to its end: the keeper does not stop half-way.
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        before = self._status
+        try:
+            if self._netns_fd < 0:
+                await self.make()
+            reply = await self._parts.keeper.call("start", id=self.id)
+            self._dialogue.begin(reply.fds)
+            self._set(status_of(reply.result["status"]))
+        except KeeperError as error:
+            refusal = translated_refusal(error, self.id, self._spec.process.args[0])
+            if before.state is State.STOPPED:
+                (await self._parts.call("release", self.id)).close()
+                self._let_network_go()
+            self._set(dataclasses.replace(before, exit=ExitStatus(reason="start-failed", message=refusal.message, at=time.time())))
+            raise refusal from error
+        finally:
+            self._starting = None
+            early, self._early = self._early, []
+            for entry in early:
+                self._on_exit(entry)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """See the contract."""
+        if self._status.state not in _ALIVE:
+            return
+        try:
+            (await self._parts.call("stop", self.id, grace=grace_seconds)).close()
+        except WrongState:  # it ended a moment ago
+            return
+        if self._status.state is State.PAUSED:
+            await self.resume()
+        await self._until(State.STOPPED, State.CREATED)
+
+    async def kill(self, signal: int) -> None:
+        """See the contract."""
+        if self._status.state not in (State.RUNNING, State.PAUSED):
+            raise not_running(self.id)
+        (await self._parts.call("signal", self.id, signal=signal)).close()
+
+    async def wait(self) -> ExitStatus:
+        """See the contract."""
+        await self._settled()
+        if self._status.state is State.CREATED:
+            raise WrongState(f"container {self.id} was never started", reason="NEVER_STARTED", remedy="start it", container=self.id)
+        await self._until(State.STOPPED)
+        return self._status.exit or ExitStatus(reason="unknown")
+
+    async def pause(self) -> None:
+        """See the contract."""
+        if self._status.state is not State.RUNNING:
+            raise not_running(self.id)
+        await asyncio.to_thread(self._parts.cgroups.freeze, self.id)
+        if self._status.state is State.RUNNING:
+            self._set(dataclasses.replace(self._status, state=State.PAUSED))
+
+    async def resume(self) -> None:
+        """See the contract."""
+        if self._status.state is not State.PAUSED:
+            raise WrongState(f"container {self.id} is not paused", reason="NOT_PAUSED", remedy="pause it first", container=self.id)
+        self._parts.cgroups.thaw(self.id)
+        self._set(dataclasses.replace(self._status, state=State.RUNNING))
+
+    async def update(self, resources: Resources, restart: RestartPolicy) -> None:
+        """See the contract."""
+        launch = files.read_launch(self._bundle)
+        if self._status.state is State.STOPPED:
+            self._parts.cgroups.create(self.id, self._resources)
+        self._parts.cgroups.update(self.id, resources, before=self._resources)
+        launch["restart"] = plan.restart(restart)
+        launch["cgroups"] = list(self._parts.cgroups.membership(self.id, resources).cgroups)
+        files.write_launch(self._bundle, launch)
+        if self._status.state is not State.STOPPED:
+            (await self._parts.call("restart_policy", self.id, mode=restart.mode.value, max_retries=restart.max_retries)).close()
+        self._resources, self._restart = resources, restart
+
+    async def destroy(self) -> None:
+        """See the contract."""
+        await self._settled()
+        if self._status.state in _ALIVE:
+            await self._end()
+        await self._parts.release(self.id)
+        self._let_network_go()
+        await remove_cgroups(self._parts, self.id)
+        files.clear(self._bundle)
+        self._parts.forget(self.id)
+        if self._status.state is not State.STOPPED:
+            self._set(dataclasses.replace(self._status, state=State.STOPPED, pid=0))
+
+    async def _end(self) -> None:
+        """Kill everything in it and wait until it is STOPPED."""
+        was_paused = self._status.state is State.PAUSED
+        await self._parts.keeper_back.wait()
+        for operation, argument in (("stop", {"grace": 0.0}), ("signal", {"signal": int(signal.SIGKILL)})):
+            try:
+                (await self._parts.call(operation, self.id, **argument)).close()
+            except WrongState:  # it ended meanwhile
+                break
+        if was_paused:
+            self._parts.cgroups.thaw(self.id)
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self._until(State.STOPPED)
+        except TimeoutError as error:
+            self._parts.cgroups.kill(self.id)
+            raise Busy(f"container {self.id} does not end", reason="DOES_NOT_END", remedy="try again", container=self.id) from error
+
+    # ---- programs
+
+    async def exec(self, spec: ExecSpec) -> ProcessExecution:
+        """See the contract."""
+        return await self._dialogue.exec(spec)
+
+    async def console(self) -> ProcessConsole:
+        """See the contract."""
+        return await self._dialogue.console()
+
+    # ---- network, files, figures
+
+    async def plug(self, nic: Nic) -> None:
+        """See the contract."""
+        if nic.name in self._nics:
+            raise AlreadyExists(f"container {self.id} has an interface {nic.name}", reason="NIC_EXISTS", container=self.id, nic=nic.name)
+        if self._netns_fd >= 0:
+            inside = await self._netlink()
+            try:
+                self._plug(nic, inside)
+            finally:
+                inside.close()
+        self._nics[nic.name] = nic
+
+    async def unplug(self, name: str) -> None:
+        """See the contract."""
+        nic = self._nics.get(name)
+        if nic is None:
+            raise NotFound(
+                f"container {self.id} has no interface {shown(name)}", reason="NIC_NOT_FOUND", container=self.id, nic=shown(name)
+            )
+        self._parts.ports.unplug(nic.port)
+        del self._nics[name]
+
+    async def _netlink(self) -> Rtnl:
+        reply = await self._parts.call("netlink", self.id)
+        return Rtnl(socket.socket(fileno=reply.fds.pop()))
+
+    async def update_hosts(self, text: str) -> None:
+        """See the contract."""
+        files.write_hosts(self._bundle, text)
+
+    async def stats(self) -> Stats:
+        """See the contract."""
+        usage = self._parts.cgroups.usage(self.id)
+        return Stats(at=time.time(), nics=await self._nic_stats(), **dataclasses.asdict(usage))
+
+    async def _nic_stats(self) -> tuple[NicStats, ...]:
+        if self._netns_fd < 0:
+            return ()
+        try:
+            inside = await self._netlink()
+        except WrongState:
+            return ()
+        try:
+            counters = {counted.name: counted for counted in inside.counters()}
+        finally:
+            inside.close()
+        known = [(nic, counters[nic.name]) for nic in self._nics.values() if nic.name in counters]
+        return tuple(
+            NicStats(nic.name, nic.lan, of.rx_frames, of.rx_bytes, of.rx_drops, of.tx_frames, of.tx_bytes, of.tx_drops) for nic, of in known
+        )
+
+    async def archive(self, path: str) -> AsyncIterator[bytes]:
+        """See the contract."""
+        return await transfer.archive(self._dialogue.open_root(), path)
+
+    async def extract(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """See the contract."""
+        await transfer.extract(self._dialogue.open_root(), path, chunks)
+
+    def objects(self) -> Sequence[str]:
+        """See the contract."""
+        found = [f"cgroup:{name}" for name in self._parts.cgroups.objects(self.id)]
+        found += [f"link:{port}" for port in sorted(self.ports)]
+        if self._status.state in (State.RUNNING, State.PAUSED):
+            found.append(f"process:{self._status.pid}")
+        return found
+
+
+async def remove_cgroups(parts: Parts, container_id: str) -> None:
+    """Remove the cgroups of a container whose programs have ended; the kernel may need a moment to let the last of them go."""
+    for number in range(_EMPTY_TRIES):
+        try:
+            parts.cgroups.remove(container_id)
+        except Busy:
+            if number == _EMPTY_TRIES - 1:
+                raise
+            parts.cgroups.kill(container_id)
+            await asyncio.sleep(_EMPTY_SECONDS * 2**number)
+        else:
+            return

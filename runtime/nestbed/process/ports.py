@@ -1,0 +1,173 @@
+"""The node's ends of NICs: veth pairs from a bridge into a container's network namespace.
+
+A pair is made in one batch directly where it belongs: one end a port of the LAN's bridge, the other already inside. The death of the
+namespace takes a pair with it, some tens of milliseconds later; :meth:`Ports.settled` waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
+from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl, disable_ipv6
+from nestbed.model import Nic, Route
+
+SETTLE_SECONDS = 10.0
+
+
+def routes_of(nic: Nic, routes: Iterable[Route], gateway: str) -> list[tuple[str, str]]:
+    """The routes ``(destination, via)`` whose next hop is in a subnet of this NIC."""
+    networks = [ipaddress.ip_interface(cidr).network for cidr in nic.addresses]
+    if not networks:
+        return []
+    wanted = [(route.destination, route.via) for route in routes]
+    if gateway:
+        wanted.append(("default", gateway))
+    return [(to, via) for to, via in wanted if any(ipaddress.ip_address(via) in network for network in networks)]
+
+
+class Ports:
+    """All ports of one node, in the network namespace of this process. :meth:`open` first."""
+
+    def __init__(self, node_id: str) -> None:
+        self._prefix = f"nestbed:{node_id}:"
+        self._dying: set[str] = set()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def open(self) -> None:
+        """Open the netlink sockets; in the event loop."""
+        self._rtnl = Rtnl()
+        self._deletions = LinkDeletions()
+        asyncio.get_running_loop().add_reader(self._deletions.fileno(), self._deleted)
+
+    def close(self) -> None:
+        """Close them."""
+        asyncio.get_running_loop().remove_reader(self._deletions.fileno())
+        self._deletions.close()
+        self._rtnl.close()
+
+    def plug(self, container_id: str, nic: Nic, routes: Sequence[tuple[str, str]], netns_fd: int, inside: Rtnl) -> None:
+        """Make the pair for ``nic``, running and with its addresses and routes. Nothing is left after an error.
+
+        Raises:
+            AlreadyExists: the container has an interface of that name. NotFound: the LAN's bridge is gone.
+            HostLacks, ResourceExhausted: the kernel refused.
+        """
+        try:
+            self._make(container_id, nic, netns_fd)
+        except OSError as error:
+            raise _refused(error, container_id, nic) from error
+        try:
+            disable_ipv6(nic.port)
+            self._rtnl.set_up(nic.port)
+            inside.configure(nic.name, addresses=nic.addresses, routes=routes)
+        except OSError as error:
+            self.unplug(nic.port)
+            raise _refused(error, container_id, nic) from error
+
+    def _make(self, container_id: str, nic: Nic, netns_fd: int) -> None:
+        bridge_index = self._rtnl.link_index(nic.bridge)
+        for is_last in (False, True):
+            try:
+                self._rtnl.add_veth(
+                    nic.port,
+                    bridge_index=bridge_index,
+                    mtu=nic.mtu,
+                    alias=f"{self._prefix}{container_id}",
+                    peer_name=nic.name,
+                    peer_mac=nic.mac,
+                    peer_netns_fd=netns_fd,
+                )
+            except OSError as error:
+                # The pair of an earlier run may not be gone yet: its namespace dies in its own time.
+                if is_last or error.errno != errno.EEXIST or not self._exists(nic.port):
+                    raise
+                self.unplug(nic.port)
+            else:
+                self._dying.discard(nic.port)
+                return
+
+    def _exists(self, port: str) -> bool:
+        try:
+            self._rtnl.link_index(port)
+        except OSError:
+            return False
+        return True
+
+    def unplug(self, port: str) -> None:
+        """Delete the pair, if it is there. The kernel takes about 16 ms."""
+        try:
+            self._rtnl.delete_link(port)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise from_errno(error.errno or 0, f"deleting {port}", port=port) from error
+
+    def links(self) -> list[Link]:
+        """Every device of this namespace."""
+        return self._rtnl.links()
+
+    def ours(self) -> dict[str, str]:
+        """The ports of this node by their alias, with the container each belongs to."""
+        return {
+            link.name: link.alias[len(self._prefix) :]
+            for link in self.links()
+            if link.alias.startswith(self._prefix) and link.kind == "veth"
+        }
+
+    def let_go(self, ports: Iterable[str]) -> None:
+        """The namespace of these ports was let go: the kernel will delete them."""
+        self._dying |= {port for port in ports if self._exists(port)}
+        self._tell()
+
+    @property
+    def dying(self) -> frozenset[str]:
+        """Ports the kernel is about to delete."""
+        return frozenset(self._dying)
+
+    async def settled(self) -> None:
+        """Wait until the ports let go are gone; those that are not after ``SETTLE_SECONDS`` are deleted."""
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._settled.wait()
+        except TimeoutError:
+            for port in self.dying:
+                self.unplug(port)
+            self._dying.clear()
+            self._tell()
+
+    def _deleted(self) -> None:
+        gone = self._deletions.read()
+        self._dying = {port for port in self._dying if self._exists(port)} if gone is None else self._dying - gone
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._dying:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+
+def _refused(error: OSError, container_id: str, nic: Nic) -> NestbedError:
+    known = {"container": container_id, "nic": nic.name, "lan": nic.lan, "port": nic.port}
+    if error.errno == errno.ENODEV:
+        return NotFound(
+            f"the bridge of LAN {nic.lan} is gone",
+            reason="BRIDGE_GONE",
+            remedy="restart nestbedd, which makes it again",
+            bridge=nic.bridge,
+            **known,
+        )
+    if error.errno == errno.EEXIST:
+        return AlreadyExists(f"the container has an interface {nic.name}", reason="NIC_EXISTS", remedy="choose another name", **known)
+    if error.errno == errno.EXFULL:
+        return ResourceExhausted(
+            f"LAN {nic.lan} has as many ports as a bridge can have",
+            reason="LAN_FULL",
+            remedy="spread the containers over two LANs",
+            **known,
+        )
+    return from_errno(error.errno or 0, f"plugging {nic.name} into LAN {nic.lan}: {error.strerror}", **known)

@@ -1,0 +1,120 @@
+"""ContainerService: each method converts, calls the node, converts back. Exec and Attach stand in ``terminals``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from nestbed.errors import InvalidArgument
+from nestbed.model import ContainerView
+from nestbed.node.node import Node
+from nestbed.service import convert, present, terminals
+from nestbed.service.authorize import caller
+from nestbed.service.pages import Place, page
+from nestbed.service.streams import closing
+from nestbed.v1 import container_pb2 as api
+from nestbed.v1.container_pb2_grpc import ContainerServiceServicer
+
+INTERVAL_SECONDS_MIN = 0.1
+COPY_RESPONSE_BYTES = 256 * 1024
+
+
+class Containers(ContainerServiceServicer):
+    """The containers of one node; every method's meaning stands in ``container.proto``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def CreateContainer(self, request: api.CreateContainerRequest, context: Any) -> api.CreateContainerResponse:
+        admin = caller().is_admin
+        wanted = convert.container_request(request.spec, admin=admin)
+        view = await self._node.create_container(wanted, request_id=request.request_id, admin=admin)
+        return api.CreateContainerResponse(container=present.container(view))
+
+    async def GetContainer(self, request: api.GetContainerRequest, context: Any) -> api.GetContainerResponse:
+        return api.GetContainerResponse(container=present.container(self._node.container(request.container)))
+
+    async def ListContainers(self, request: api.ListContainersRequest, context: Any) -> api.ListContainersResponse:
+        states = convert.states(request.states)
+        found = self._node.containers(names=tuple(request.names), labels=convert.pairs(request.labels), states=states)
+        containers, token = page(found, size=request.page_size, token=request.page_token, place=_place, present=present.container)
+        return api.ListContainersResponse(containers=containers, next_page_token=token)
+
+    async def StartContainer(self, request: api.StartContainerRequest, context: Any) -> api.StartContainerResponse:
+        return api.StartContainerResponse(container=present.container(await self._node.start(request.container)))
+
+    async def StopContainer(self, request: api.StopContainerRequest, context: Any) -> api.StopContainerResponse:
+        view = await self._node.stop(request.container, convert.grace_seconds(request))
+        return api.StopContainerResponse(container=present.container(view))
+
+    async def KillContainer(self, request: api.KillContainerRequest, context: Any) -> api.KillContainerResponse:
+        await self._node.kill(request.container, convert.signal(request.signal))
+        return api.KillContainerResponse()
+
+    async def PauseContainer(self, request: api.PauseContainerRequest, context: Any) -> api.PauseContainerResponse:
+        return api.PauseContainerResponse(container=present.container(await self._node.pause(request.container)))
+
+    async def ResumeContainer(self, request: api.ResumeContainerRequest, context: Any) -> api.ResumeContainerResponse:
+        return api.ResumeContainerResponse(container=present.container(await self._node.resume(request.container)))
+
+    async def WaitContainer(self, request: api.WaitContainerRequest, context: Any) -> api.WaitContainerResponse:
+        return api.WaitContainerResponse(exit=present.exit_status(await self._node.wait(request.container)))
+
+    async def Exec(self, requests: AsyncIterator[api.ExecRequest], context: Any) -> None:  # type: ignore[override]
+        await terminals.execute(self._node, requests, context)
+
+    async def Attach(self, requests: AsyncIterator[api.AttachRequest], context: Any) -> None:  # type: ignore[override]
+        await terminals.attach(self._node, requests, context)
+
+    async def GetLogs(self, request: api.GetLogsRequest, context: Any) -> AsyncIterator[api.GetLogsResponse]:
+        source = self._node.logs(request.container, follow=request.follow, since=convert.since(request), tail=convert.tail(request))
+        async with closing(source) as batches:
+            async for entries in batches:
+                for response in present.logs(entries):
+                    yield response
+
+    async def GetStats(self, request: api.GetStatsRequest, context: Any) -> AsyncIterator[api.GetStatsResponse]:
+        is_repeated = request.HasField("interval")
+        interval = convert.seconds(request.interval, "interval", least=INTERVAL_SECONDS_MIN) if is_repeated else 0.0
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            found = await self._node.stats(tuple(request.containers))
+            yield api.GetStatsResponse(stats=[present.stats(view, used) for view, used in found])
+            if not is_repeated:
+                return
+            due = max(due + interval, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    async def UpdateContainer(self, request: api.UpdateContainerRequest, context: Any) -> api.UpdateContainerResponse:
+        view = await self._node.update(request.container, convert.change(request), admin=caller().is_admin)
+        return api.UpdateContainerResponse(container=present.container(view))
+
+    async def DeleteContainer(self, request: api.DeleteContainerRequest, context: Any) -> api.DeleteContainerResponse:
+        await self._node.delete(request.container, force=request.force)
+        return api.DeleteContainerResponse()
+
+    async def CopyFrom(self, request: api.CopyFromRequest, context: Any) -> AsyncIterator[api.CopyFromResponse]:
+        async with closing(self._node.archive(request.container, request.path)) as chunks:
+            async for chunk in chunks:
+                for begin in range(0, len(chunk), COPY_RESPONSE_BYTES):
+                    yield api.CopyFromResponse(data=chunk[begin : begin + COPY_RESPONSE_BYTES])
+
+    async def CopyTo(self, requests: AsyncIterator[api.CopyToRequest], context: Any) -> api.CopyToResponse:
+        first = await anext(requests, None)
+        if first is None or not first.HasField("start"):
+            raise terminals.start_expected()
+        await self._node.extract(first.start.container, first.start.path, _data(requests), admin=caller().is_admin)
+        return api.CopyToResponse()
+
+
+async def _data(requests: AsyncIterator[api.CopyToRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("input") != "data":
+            raise InvalidArgument("only data may follow `start`", reason="BAD_STREAM", remedy="send one `start`, then `data`")
+        yield request.data
+
+
+def _place(view: ContainerView) -> Place:
+    return view.spec.created_at, view.spec.id

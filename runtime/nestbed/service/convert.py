@@ -1,0 +1,218 @@
+"""Messages of the API -> model values: pure, without a look at any state.
+
+What cannot be expressed in the model is refused (InvalidArgument); what a value means for a node is the node's to judge.
+"""
+
+from __future__ import annotations
+
+import math
+import signal as signals
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nestbed import model
+from nestbed.errors import InvalidArgument
+from nestbed.model import FsMode, Kind, RestartMode, State
+from nestbed.v1 import container_pb2 as api
+from nestbed.v1 import lan_pb2
+
+T = TypeVar("T")
+
+KINDS: Mapping[int, Kind] = {api.CONTAINER_KIND_PROCESS: Kind.PROCESS, api.CONTAINER_KIND_QEMU: Kind.QEMU}
+FS_MODES: Mapping[int, FsMode] = {
+    api.FS_MODE_HOST: FsMode.HOST,
+    api.FS_MODE_HOST_RO: FsMode.HOST_RO,
+    api.FS_MODE_OVERLAY: FsMode.OVERLAY,
+    api.FS_MODE_ROOTFS: FsMode.ROOTFS,
+}
+RESTART_MODES: Mapping[int, RestartMode] = {
+    api.RESTART_MODE_UNSPECIFIED: RestartMode.NO,
+    api.RESTART_MODE_NO: RestartMode.NO,
+    api.RESTART_MODE_ON_FAILURE: RestartMode.ON_FAILURE,
+    api.RESTART_MODE_ALWAYS: RestartMode.ALWAYS,
+}
+STATES: Mapping[int, State] = {api.ContainerState.Value(f"CONTAINER_STATE_{state.name}"): state for state in State}
+
+GRACE_SECONDS = 10.0
+"""Between SIGTERM and SIGKILL, unless a request says otherwise."""
+
+SECONDS_MAX = 7 * 86400.0
+"""The longest duration a request may name."""
+
+
+def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.ContainerRequest:
+    """What is asked for; a file system mode that is not given is the default of the role."""
+    return model.ContainerRequest(
+        kind=_chosen(KINDS, spec.kind, "kind"),
+        process=_process(spec.process, admin=admin),
+        name=spec.name,
+        hostname=spec.hostname,
+        labels=pairs(spec.labels),
+        resources=_resources(spec.resources),
+        restart=_restart(spec.restart),
+        nics=tuple(nic_spec(nic) for nic in spec.nics),
+        routes=tuple(model.Route(route.destination, route.via) for route in spec.routes),
+        gateway=spec.gateway,
+        auto_remove=spec.auto_remove,
+    )
+
+
+def _process(spec: api.ProcessSpec, *, admin: bool) -> model.ProcessSpec:
+    return model.ProcessSpec(
+        args=tuple(spec.args),
+        env=pairs(spec.env),
+        cwd=spec.cwd,
+        user=spec.user,
+        fs=_fs_mode(spec, admin=admin),
+        rootfs=spec.rootfs,
+        overlay_dir=spec.overlay_dir,
+        mounts=tuple(model.Mount(mount.source, mount.destination, mount.read_only) for mount in spec.mounts),
+        cap_add=tuple(spec.cap_add),
+        cap_drop=tuple(spec.cap_drop),
+        sysctls=pairs(spec.sysctls),
+        init=spec.init,
+        tty=spec.tty,
+        stdin=spec.stdin,
+    )
+
+
+def _fs_mode(spec: api.ProcessSpec, *, admin: bool) -> FsMode:
+    if spec.fs_mode != api.FS_MODE_UNSPECIFIED:
+        return _chosen(FS_MODES, spec.fs_mode, "fs_mode")
+    return FsMode.HOST if admin else FsMode.OVERLAY
+
+
+def _resources(limits: api.Resources) -> model.Resources:
+    """0 or absent is None."""
+    if not math.isfinite(limits.cpus):
+        raise InvalidArgument(
+            f"cpus: {limits.cpus} is no number of processors", reason="BAD_LIMIT", remedy="give a number such as 1.5", value=limits.cpus
+        )
+    return model.Resources(limits.cpus or None, limits.memory_bytes or None, limits.pids or None, limits.io_weight or None)
+
+
+def _restart(policy: api.RestartPolicy) -> model.RestartPolicy:
+    return model.RestartPolicy(_chosen(RESTART_MODES, policy.mode, "restart.mode"), policy.max_retries)
+
+
+def nic_spec(nic: api.NicSpec) -> model.NicSpec:
+    """A NIC as asked for."""
+    return model.NicSpec(nic.lan, nic.name, nic.mac, tuple(nic.addresses))
+
+
+def change(request: api.UpdateContainerRequest) -> model.Change:
+    """What an update changes: what is present."""
+    return model.Change(
+        resources=_resources(request.resources) if request.HasField("resources") else None,
+        restart=_restart(request.restart) if request.HasField("restart") else None,
+        name=request.name or None,
+    )
+
+
+def exec_spec(start: api.ExecStart) -> model.ExecSpec:
+    """A further program; a terminal size that is not given is 24 by 80."""
+    rows, columns = size(start.size)
+    return model.ExecSpec(
+        args=tuple(start.args),
+        env=pairs(start.env),
+        cwd=start.cwd,
+        user=start.user,
+        tty=start.tty,
+        stdin=start.stdin,
+        rows=rows or 24,
+        columns=columns or 80,
+    )
+
+
+def lan_request(request: lan_pb2.CreateLanRequest) -> model.LanRequest:
+    """A LAN as asked for."""
+    return model.LanRequest(request.name, request.subnet, request.subnet6, request.mtu, pairs(request.labels))
+
+
+def states(numbers: Sequence[int]) -> tuple[State, ...]:
+    """The states a list is narrowed to."""
+    return tuple(_chosen(STATES, number, "states") for number in numbers)
+
+
+def size(given: api.TerminalSize) -> tuple[int, int]:
+    """Rows and columns; 0 is not given.
+
+    Raises:
+        InvalidArgument: the kernel's winsize has 16 bits.
+    """
+    if max(given.rows, given.columns) > 0xFFFF:
+        raise InvalidArgument(
+            f"a terminal cannot have {given.rows} rows and {given.columns} columns",
+            reason="BAD_SIZE",
+            remedy="give at most 65535 of each",
+            rows=given.rows,
+            columns=given.columns,
+        )
+    return given.rows, given.columns
+
+
+def signal(number: int) -> int:
+    """A signal to send; 0 is SIGKILL."""
+    if not 0 <= number < signals.NSIG:
+        raise InvalidArgument(f"there is no signal {number}", reason="BAD_SIGNAL", remedy="give a number from 1 to 64", signal=number)
+    return number or int(signals.SIGKILL)
+
+
+def grace_seconds(request: api.StopContainerRequest) -> float:
+    """How long a program may take to end."""
+    return seconds(request.grace, "grace") if request.HasField("grace") else GRACE_SECONDS
+
+
+def seconds(duration: Duration, field: str, *, least: float = 0.0) -> float:
+    """A duration in seconds.
+
+    Raises:
+        InvalidArgument: it is not between ``least`` and SECONDS_MAX.
+    """
+    value = duration.seconds + duration.nanos / 1e9
+    if not least <= value <= SECONDS_MAX:
+        raise InvalidArgument(
+            f"{field}: {value:g} s is not between {least:g} and {SECONDS_MAX:g} s",
+            reason="BAD_DURATION",
+            remedy="give a duration within the bounds",
+            field=field,
+            value=value,
+        )
+    return value
+
+
+def since(request: api.GetLogsRequest) -> float | None:
+    """The moment from which log entries are wanted."""
+    return epoch(request.since) if request.HasField("since") else None
+
+
+def epoch(stamp: Timestamp) -> float:
+    """Seconds since the epoch."""
+    return stamp.seconds + stamp.nanos / 1e9
+
+
+def tail(request: api.GetLogsRequest) -> int | None:
+    """How many of the last lines are wanted."""
+    if not request.HasField("tail"):
+        return None
+    if request.tail < 0:
+        raise InvalidArgument(f"tail: {request.tail} is negative", reason="BAD_TAIL", remedy="give 0 or more lines", tail=request.tail)
+    return request.tail
+
+
+def pairs(table: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """A map as the model holds it: sorted, for a map of a message has no order."""
+    return tuple(sorted(table.items()))
+
+
+def _chosen(table: Mapping[int, T], number: int, field: str) -> T:
+    value = table.get(number)
+    if value is None:
+        known = ", ".join(f"{number} ({value})" for number, value in table.items())
+        raise InvalidArgument(
+            f"{field}: {number} means nothing", reason="BAD_ENUM", remedy=f"give one of {known}", field=field, value=number
+        )
+    return value

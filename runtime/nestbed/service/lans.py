@@ -1,0 +1,47 @@
+"""LanService: each method converts, calls the node, converts back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nestbed.model import LanView
+from nestbed.node.node import Node
+from nestbed.service import convert, present
+from nestbed.service.pages import Place, page
+from nestbed.v1 import lan_pb2 as api
+from nestbed.v1.lan_pb2_grpc import LanServiceServicer
+
+
+class Lans(LanServiceServicer):
+    """The LANs of one node; every method's meaning stands in ``lan.proto``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def CreateLan(self, request: api.CreateLanRequest, context: Any) -> api.CreateLanResponse:
+        view = await self._node.create_lan(convert.lan_request(request), request_id=request.request_id)
+        return api.CreateLanResponse(lan=present.lan(view))
+
+    async def GetLan(self, request: api.GetLanRequest, context: Any) -> api.GetLanResponse:
+        return api.GetLanResponse(lan=present.lan(self._node.lan(request.lan)))
+
+    async def ListLans(self, request: api.ListLansRequest, context: Any) -> api.ListLansResponse:
+        found = self._node.lans(names=tuple(request.names), labels=convert.pairs(request.labels))
+        lans, token = page(found, size=request.page_size, token=request.page_token, place=_place, present=present.lan)
+        return api.ListLansResponse(lans=lans, next_page_token=token)
+
+    async def DeleteLan(self, request: api.DeleteLanRequest, context: Any) -> api.DeleteLanResponse:
+        await self._node.delete_lan(request.lan)
+        return api.DeleteLanResponse()
+
+    async def ConnectLan(self, request: api.ConnectLanRequest, context: Any) -> api.ConnectLanResponse:
+        nic = await self._node.connect(request.container, convert.nic_spec(request.nic))
+        return api.ConnectLanResponse(nic=present.nic(nic))
+
+    async def DisconnectLan(self, request: api.DisconnectLanRequest, context: Any) -> api.DisconnectLanResponse:
+        await self._node.disconnect(request.container, request.lan, request.nic)
+        return api.DisconnectLanResponse()
+
+
+def _place(view: LanView) -> Place:
+    return view.lan.created_at, view.lan.id

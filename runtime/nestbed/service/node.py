@@ -1,0 +1,33 @@
+"""NodeService: each method calls the node and converts what it says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from nestbed.node.node import Node
+from nestbed.service import present
+from nestbed.service.authorize import caller
+from nestbed.service.streams import closing
+from nestbed.v1 import node_pb2 as api
+from nestbed.v1.node_pb2_grpc import NodeServiceServicer
+
+
+class NodeInformation(NodeServiceServicer):
+    """One node; every method's meaning stands in ``node.proto``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def GetInfo(self, request: api.GetInfoRequest, context: Any) -> api.GetInfoResponse:
+        return api.GetInfoResponse(info=present.node_info(await self._node.info(), role=caller().role.label))
+
+    async def WatchEvents(self, request: api.WatchEventsRequest, context: Any) -> AsyncIterator[api.WatchEventsResponse]:
+        source = self._node.watch(after_sequence=request.after_sequence, types=tuple(request.types), history=request.history)
+        async with closing(source) as events:
+            async for event, dropped in events:
+                yield api.WatchEventsResponse(event=present.event(event), dropped=dropped)
+
+    async def Audit(self, request: api.AuditRequest, context: Any) -> api.AuditResponse:
+        found, objects = await self._node.audit()
+        return api.AuditResponse(leftovers=present.leftovers(found), objects=objects)
