@@ -31,6 +31,8 @@ async def read(fd: int) -> AsyncGenerator[bytes, None]:
     """What comes in on ``fd`` until its end; without threads, so that nothing is left waiting in ``read`` when nbctl ends."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
     try:
         loop.add_reader(fd, ready.set)
     except PermissionError:  # epoll_ctl(2): a regular file never makes one wait
@@ -42,6 +44,8 @@ async def read(fd: int) -> AsyncGenerator[bytes, None]:
             if polled:
                 await ready.wait()
                 ready.clear()
+                if not poll.poll(0):  # the loop told of what has been read meanwhile
+                    continue
             data = _read(fd)
             if data is None:
                 continue
@@ -131,7 +135,6 @@ class Conversation:
         self._keys = DetachKeys() if raw and detachable else None
         self._send_signal = send_signal
         self._insistence = Insistence()
-        self._writing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
 
     async def hold(self) -> bool:
@@ -167,7 +170,7 @@ class Conversation:
                 yield
 
     def _resize(self) -> None:
-        self._aside(self._locked(self._session.resize(*terminal.size(0))))
+        self._aside(self._session.resize(*terminal.size(0)))
 
     def _pass_signal(self, number: int) -> None:
         if number == signal.SIGINT:
@@ -197,13 +200,8 @@ class Conversation:
             async for data in pieces:
                 passed, detached = self._keys.feed(data) if self._keys else (data, False)
                 if passed:
-                    await self._locked(self._session.write(passed))
+                    await self._session.write(passed)
                 if detached:
                     return True
-        await self._locked(self._session.close_stdin())
+        await self._session.close_stdin()
         return False
-
-    async def _locked(self, call: Awaitable[object]) -> None:
-        # gRPC takes one message of a call at a time.
-        async with self._writing:
-            await call

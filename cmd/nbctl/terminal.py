@@ -46,14 +46,14 @@ class Mode:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCONT)
         with contextlib.suppress(termios.error):  # the terminal may be gone
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
 
     def _set(self) -> None:
-        # TCSADRAIN keeps what was typed ahead.
+        # At once: draining would wait for a terminal held by Ctrl-S, flushing would lose what was typed ahead.
         if self._raw:
-            tty.setraw(self._fd, termios.TCSADRAIN)
+            tty.setraw(self._fd, termios.TCSANOW)
         else:
-            tty.setcbreak(self._fd, termios.TCSADRAIN)
+            tty.setcbreak(self._fd, termios.TCSANOW)
 
 
 @contextlib.contextmanager

@@ -96,7 +96,10 @@ async def _run(settings: Settings) -> None:
 
 def _runtimes(settings: Settings, node_id: str) -> Mapping[Kind, Runtime]:
     """Every runtime of this node, by kind: the one place that lists them."""
-    return {Kind.PROCESS: ProcessRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, node_id=node_id)}
+    hidden = [settings.tls_key] if settings.tls_key else []
+    return {
+        Kind.PROCESS: ProcessRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, node_id=node_id, hidden=hidden),
+    }
 
 
 def _serving(node: Node, settings: Settings) -> AbstractAsyncContextManager[tuple[str, ...]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from asyncio import InvalidStateError
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -15,7 +16,7 @@ from grpc import aio
 
 from nestbed.client import address as addresses
 from nestbed.client.session import CHUNK_BYTES, Session
-from nestbed.client.status import from_rpc
+from nestbed.client.status import from_call, from_rpc
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2
@@ -155,7 +156,9 @@ class Client:
             for entry in response.entries:
                 yield entry
 
-    async def stats(self, containers: Iterable[str] = (), *, interval_seconds: float | None = None) -> AsyncGenerator[api.GetStatsResponse, None]:
+    async def stats(
+        self, containers: Iterable[str] = (), *, interval_seconds: float | None = None
+    ) -> AsyncGenerator[api.GetStatsResponse, None]:
         """Use of resources: once, or every ``interval_seconds``."""
         request = api.GetStatsRequest(containers=containers, interval=None if interval_seconds is None else _duration(interval_seconds))
         async for response in self._stream(self._containers.GetStats(request)):
@@ -184,14 +187,19 @@ class Client:
 
     async def copy_to(self, container: str, path: str, chunks: AsyncIterable[bytes]) -> None:
         """Unpack the tar archive in ``chunks`` into the directory ``path`` inside."""
-
-        async def requests() -> AsyncIterator[api.CopyToRequest]:
-            yield api.CopyToRequest(start=api.CopyToStart(container=container, path=path))
-            async for chunk in chunks:
-                for begin in range(0, len(chunk), CHUNK_BYTES):
-                    yield api.CopyToRequest(data=chunk[begin : begin + CHUNK_BYTES])
-
-        await self._call(self._containers.CopyTo, requests(), seconds=None)
+        call = cast("Any", self._containers.CopyTo)()
+        try:
+            with suppress(aio.AioRpcError, InvalidStateError):  # the node has refused it; the answer tells why
+                await call.write(api.CopyToRequest(start=api.CopyToStart(container=container, path=path)))
+                async for chunk in chunks:
+                    for begin in range(0, len(chunk), CHUNK_BYTES):
+                        await call.write(api.CopyToRequest(data=chunk[begin : begin + CHUNK_BYTES]))
+                await call.done_writing()
+            await call
+        except aio.AioRpcError as error:
+            raise await from_call(call, error, self._address.diagnose) from error
+        finally:
+            call.cancel()
 
     # ------------------------------------------------------------ LANs
 

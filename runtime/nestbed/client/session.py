@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError, Lock
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from grpc.aio import AioRpcError
 
-from nestbed.client.status import from_rpc
+from nestbed.client.status import from_call
 from nestbed.errors import NestbedError, Unavailable
 from nestbed.v1 import container_pb2 as api
 
@@ -27,6 +29,7 @@ class Session:
         self._request = request
         self._start = start
         self._diagnose = diagnose
+        self._sending = Lock()
         self.exit: api.ExitStatus | None = None
         """How the program ended; None until the output was read to its end."""
 
@@ -64,6 +67,8 @@ class Session:
                     yield 2, response.stderr
                 case "exit":
                     self.exit = response.exit
+                    async with self._sending:
+                        await self._call.done_writing()
         if self.exit is None:
             raise _protocol_error()
 
@@ -85,12 +90,12 @@ class Session:
         await self._send(signal=number)
 
     async def _send(self, **field: object) -> None:
-        if self._call.done():
-            return
-        try:
-            await self._call.write(self._request(**field))
-        except AioRpcError:
-            return  # the reader is told why
+        """Send when it is this one's turn: gRPC takes one message at a time."""
+        async with self._sending:
+            if self.exit is not None or self._call.done():
+                return
+            with suppress(AioRpcError, InvalidStateError):  # the call has ended; the reader is told why
+                await self._call.write(self._request(**field))
 
     async def _read(self) -> Any:
         """The next response, or None at the end."""
@@ -98,7 +103,7 @@ class Session:
             async for response in self._call:
                 return response
         except AioRpcError as error:
-            raise await from_rpc(error, self._diagnose) from error
+            raise await from_call(self._call, error, self._diagnose) from error
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 from grpc import StatusCode
@@ -11,6 +12,8 @@ from grpc.aio import AioRpcError
 
 from nestbed import errors
 from nestbed.errors import NestbedError
+
+SETTLE_SECONDS = 0.5
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "nestbed"
@@ -49,6 +52,21 @@ async def from_rpc(error: AioRpcError, diagnose: Callable[[], NestbedError]) -> 
         return await asyncio.to_thread(diagnose)
     kind = _BY_CODE.get(code, NestbedError)
     return kind(error.details() or code.name.lower(), reason=code.name, remedy=_REMEDIES.get(code, ""))
+
+
+async def from_call(call: Any, error: AioRpcError, diagnose: Callable[[], NestbedError]) -> NestbedError:
+    """As :func:`from_rpc`, for a call with a stream of requests.
+
+    When a write meets a call that the node has ended, gRPC makes up a status (INTERNAL, without metadata) that the real one replaces
+    as soon as the event loop gets to it.
+    """
+    if error.code() is StatusCode.INTERNAL and not error.trailing_metadata():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while await call.code() is StatusCode.INTERNAL:  # noqa: ASYNC110 - gRPC gives no event for it
+                    await asyncio.sleep(SETTLE_SECONDS / 100)
+        error = AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None)
+    return await from_rpc(error, diagnose)
 
 
 def _told(error: AioRpcError) -> NestbedError | None:

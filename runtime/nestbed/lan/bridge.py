@@ -41,7 +41,8 @@ class Bridges:
         """
         try:
             with translated(f"making the bridge of LAN {lan.name}", lan=lan.name, link=lan.bridge):
-                self._rtnl.add_bridge(lan.bridge, mtu=lan.mtu, alias=self.alias(lan.id))
+                # Not in one batch: after a refusal the rest of a batch is tried, on somebody else's interface.
+                self._rtnl.batch([rtnl.bridge(lan.bridge, mtu=lan.mtu)])
                 self._finish(lan)
         except AlreadyExists as error:
             raise _occupied(lan) from error
@@ -63,7 +64,6 @@ class Bridges:
         if found.kind != "bridge" or not (found.alias == "" or (found.alias.startswith("nestbed:") and found.alias.endswith(f":{lan.id}"))):
             raise _occupied(lan)
         with translated(f"taking over the bridge of LAN {lan.name}", lan=lan.name, link=lan.bridge):
-            self._rtnl.batch([rtnl.link_alias(lan.bridge, self.alias(lan.id))])
             self._finish(lan)
 
     def remove(self, name: str) -> None:
@@ -85,6 +85,7 @@ class Bridges:
             return self._rtnl.links()
 
     def _finish(self, lan: Lan) -> None:
+        self._rtnl.batch([rtnl.link_alias(lan.bridge, self.alias(lan.id))])
         rtnl.disable_ipv6(lan.bridge)
         self._rtnl.set_up(lan.bridge)
 

@@ -65,6 +65,14 @@ def forget_status(bundle: Bundle) -> None:
     (bundle.path / "status.json").unlink(missing_ok=True)
 
 
+def holds_anything(bundle: Bundle) -> bool:
+    """Whether anything of the runtime is in the bundle; nothing is made before ``launch.json`` names it."""
+    try:
+        return any(name not in NODE_FILES for name in os.listdir(bundle.path))
+    except FileNotFoundError:
+        return False
+
+
 def clear(bundle: Bundle) -> None:
     """Remove everything of the runtime; no link is followed and no mount crossed. Idempotent.
 

@@ -14,12 +14,16 @@ from nestbed.runtime import Output
 class Terminal(Protocol):
     """What a console needs of its container."""
 
-    async def attach(self, fds: list[int]) -> None:
-        """Let the keeper write output to these write ends too (out, err; they stay the caller's)."""
+    async def attach(self, fds: list[int]) -> int:
+        """Let the keeper write output to these write ends too (out, err; they stay the caller's); which keeper it is."""
         ...
 
-    async def attach_again(self) -> bool:
-        """After the output ended: False if the program did, True once a new keeper is there because the old one died."""
+    async def is_interrupted(self, keeper: int) -> bool:
+        """After output from that keeper ended: whether it was the keeper that ended, not the program. Waits for the next keeper then."""
+        ...
+
+    def detach(self, console: ProcessConsole) -> None:
+        """The console is closed."""
         ...
 
     async def write_stdin(self, data: bytes) -> None:
@@ -36,40 +40,50 @@ class Terminal(Protocol):
 
 
 class ProcessConsole:
-    """See the contract. A keeper that dies interrupts it, no more: it goes on with the next one, from what is still in the pipes."""
+    """See the contract. The death of a keeper interrupts it, no more; what came until the next keeper was there stands in the log alone."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._reader = Reader({})
+        self._keeper = 0
+        self._renewed: tuple[Reader, int] | None = None
         self._is_closed = False
 
     async def open(self) -> None:
         """Have the keeper send output here."""
+        self._reader, self._keeper = await self._attached()
+
+    async def renew(self) -> None:
+        """There is a new keeper: go on with it once what the old one sent has been given out."""
+        renewed = await self._attached()
+        if self._is_closed:
+            renewed[0].close()
+        else:
+            self._renewed = renewed
+
+    async def _attached(self) -> tuple[Reader, int]:
         reads: dict[int, int] = {}
         writes: list[int] = []
         try:
             for stream in (1, 2):
-                read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-                reads[stream] = read
+                reads[stream], write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 writes.append(write)
-            await self._terminal.attach(writes)
+            keeper = await self._terminal.attach(writes)
         except BaseException:
             close_all(list(reads.values()))
             raise
         finally:
             close_all(writes)
-        self._reader = Reader(reads)
+        return Reader(reads), keeper
 
     async def output(self) -> AsyncIterator[Output]:
         """See the contract."""
         while True:
             async for chunk in self._reader.chunks():
                 yield chunk
-            if self._is_closed or not await self._terminal.attach_again():
+            if self._is_closed or not await self._terminal.is_interrupted(self._keeper) or self._renewed is None:
                 return
-            await self.open()
-            if self._is_closed:
-                self._reader.close()
+            (self._reader, self._keeper), self._renewed = self._renewed, None
 
     async def write(self, data: bytes) -> None:
         """See the contract."""
@@ -86,4 +100,7 @@ class ProcessConsole:
     async def aclose(self) -> None:
         """See the contract."""
         self._is_closed = True
+        self._terminal.detach(self)
         self._reader.close()
+        if self._renewed is not None:
+            self._renewed[0].close()

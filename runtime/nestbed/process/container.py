@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nestbed.errors import CorruptState, NestbedError, WrongState, translated
+from nestbed.errors import CorruptState, NestbedError, Unavailable, WrongState, translated
 from nestbed.linux.pidfd import open_process
 from nestbed.log import fields
 from nestbed.model import Ability, Bundle, FsMode, Kind, Resources, Spec
@@ -33,7 +33,8 @@ from nestbed.runtime import Container, Leftover, StatusListener
 
 PIDS_DEFAULT = 4096
 _KILL_SECONDS = 10.0
-_RETRY_FIRST_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
+_RETRY_FIRST_SECONDS, _RETRY_MAX_SECONDS = 0.05, 5.0
+_OPEN_TRIES = 6
 _PLANS_MAX = 256
 _NOFILE_SOFT, _NOFILE_HARD = 1024, 524288
 
@@ -75,6 +76,7 @@ class ProcessRuntime:
         self._told_masks: tuple[str, ...] | None = None
         self._entries: dict[str, dict[str, Any]] = {}
         self._reopening: asyncio.Task[None] | None = None
+        self._is_connecting = False
 
     @property
     def kind(self) -> Kind:
@@ -93,9 +95,9 @@ class ProcessRuntime:
         self._tree = tree
         self._parts = Parts(keeper, Cgroups(tree), ports, listener, self._forget)
         try:
-            await keeper.open()
-            await self._meet()
+            await self._connect(tries=_OPEN_TRIES)
         except BaseException:
+            await keeper.aclose()
             ports.close()
             raise
 
@@ -124,6 +126,8 @@ class ProcessRuntime:
         for container in list(self._containers.values()):
             try:
                 await container.keeper_back(self._entries.get(container.id))
+            except Unavailable:
+                raise
             except NestbedError as error:
                 _logger.warning("container not given to the new keeper", extra=fields(container=container.id, cause=error.message))
         self._parts.keeper_back.set()
@@ -133,22 +137,33 @@ class ProcessRuntime:
         _logger.warning("keeper gone", extra=fields(containers=len(self._containers)))
         for container in self._containers.values():
             container.keeper_gone()
-        if self._reopening is None:
-            self._reopening = asyncio.create_task(self._reopen())
+        if not self._is_connecting:
+            self._reopening = asyncio.create_task(self._connect())
 
-    async def _reopen(self) -> None:
+    async def _connect(self, *, tries: int = 0) -> None:
+        """Get a keeper that knows all containers; 0 ``tries`` is without end.
+
+        Raises:
+            Unavailable: there is none after so many tries.
+        """
+        self._is_connecting = True
         delay = _RETRY_FIRST_SECONDS
-        while not self._parts.keeper_back.is_set():
-            try:
-                if not self._parts.keeper.is_open:
-                    await self._parts.keeper.open()
-                await self._meet()
-            except NestbedError as error:
-                _logger.warning("no new keeper yet", extra=fields(cause=error.message))
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _RETRY_MAX_SECONDS)
-        self._reopening = None
-        _logger.info("new keeper", extra=fields(pid=self._parts.keeper.pid))
+        try:
+            while not self._parts.keeper_back.is_set():
+                try:
+                    if not self._parts.keeper.is_open:
+                        await self._parts.keeper.open()
+                    await self._meet()
+                except Unavailable as error:
+                    tries -= 1
+                    if tries == 0:
+                        raise
+                    _logger.warning("no keeper yet", extra=fields(cause=error.message))
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, _RETRY_MAX_SECONDS)
+        finally:
+            self._is_connecting = False
+        _logger.info("keeper connected", extra=fields(pid=self._parts.keeper.pid))
 
     def _on_event(self, event: dict[str, Any], fds: list[int]) -> None:
         container = self._containers.get(event["id"])

@@ -34,6 +34,7 @@ class Dialogue:
         self._stdin: Writer | None = None
         self._size: tuple[int, int] | None = None
         self._executions: dict[str, ProcessExecution] = {}
+        self._consoles: set[ProcessConsole] = set()
 
     # ---- the first program
 
@@ -72,22 +73,32 @@ class Dialogue:
         """Attach to the first program."""
         console = ProcessConsole(self)
         await console.open()
+        self._consoles.add(console)
         return console
 
-    async def attach(self, fds: list[int]) -> None:
+    async def attach(self, fds: list[int]) -> int:
         """See :class:`console.Terminal`."""
+        keeper = self._parts.keeper.pid
         (await self._parts.call("attach", self._spec.id, fds=fds)).close()
+        return keeper
 
-    async def attach_again(self) -> bool:
+    async def is_interrupted(self, keeper: int) -> bool:
         """See :class:`console.Terminal`."""
-        try:
-            (await self._parts.call("stdin", self._spec.id)).close()
-        except Unavailable:
-            await self._parts.keeper_back.wait()
-            return self._status().state in (State.RUNNING, State.PAUSED)
-        except WrongState:
-            return False
-        return False
+        if keeper == self._parts.keeper.pid:
+            try:
+                (await self._parts.call("stdin", self._spec.id)).close()
+            except Unavailable:
+                pass
+            except WrongState:  # it is not known any more
+                return False
+            else:
+                return False
+        await self._parts.keeper_back.wait()
+        return self._status().state is not State.STOPPED
+
+    def detach(self, console: ProcessConsole) -> None:
+        """See :class:`console.Terminal`."""
+        self._consoles.discard(console)
 
     async def write_stdin(self, data: bytes) -> None:
         """See :class:`console.Terminal`."""
@@ -183,6 +194,11 @@ class Dialogue:
         for execution in self._executions.values():
             execution.keeper_gone()
         self._executions.clear()
+
+    async def keeper_back(self) -> None:
+        """There is a new keeper: attach everybody who was."""
+        for console in list(self._consoles):
+            await console.renew()
 
     # ---- files
 

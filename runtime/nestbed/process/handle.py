@@ -198,6 +198,7 @@ class ProcessContainer:
         state = self._status.state
         if state is State.STOPPED or self._netns_fd < 0:
             return
+        await self._dialogue.keeper_back()
         pidfd, wait_status = self._dialogue.pidfd, None
         if pidfd >= 0 and not self._dialogue.is_alive():
             wait_status = exit_information(pidfd)
@@ -303,12 +304,14 @@ class ProcessContainer:
     async def destroy(self) -> None:
         """See the contract."""
         await self._settled()
-        if self._status.state in _ALIVE:
-            await self._end()
-        await self._parts.release(self.id)
+        if files.holds_anything(self._bundle):
+            if self._status.state in _ALIVE:
+                await self._end()
+            await self._parts.release(self.id)
+            await remove_cgroups(self._parts, self.id)
+            files.clear(self._bundle)
+        self._dialogue.end()
         self._let_network_go()
-        await remove_cgroups(self._parts, self.id)
-        files.clear(self._bundle)
         self._parts.forget(self.id)
         if self._status.state is not State.STOPPED:
             self._set(dataclasses.replace(self._status, state=State.STOPPED, pid=0))

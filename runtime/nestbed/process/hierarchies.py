@@ -227,7 +227,7 @@ class Tree:
 
 
 def write(path: Path, text: str) -> None:
-    """One write(2) to a file that exists, as the kernel's files want it."""
+    """Put ``text`` into a file that exists, by one system call, as the kernel's files want it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

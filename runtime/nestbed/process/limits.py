@@ -223,7 +223,8 @@ class Cgroups:
         """Every cgroup below the node's, as ``(hierarchy, id)``; for the audit."""
         for name, path in self.tree.bases():
             try:
-                entries = [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+                with os.scandir(path) as found:
+                    entries = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
             except FileNotFoundError:
                 continue
             yield from ((name, entry) for entry in entries if not (name == "devices" and entry == "devices"))

@@ -62,7 +62,7 @@ class Lookup:
             binding = bind(mount, source, self._hidden)
             if not os.path.lexists(source):
                 raise _missing("mount source", mount.source, "MOUNT_SOURCE_NOT_FOUND", "make it, or mount another one")
-            if self._process.fs in (FsMode.HOST, FsMode.HOST_RO) and self._stat(mount.destination) is None:
+            if self._process.fs in (FsMode.HOST, FsMode.HOST_RO) and self._stat(binding["destination"], is_mount=True) is None:
                 raise _missing(
                     "mount destination", mount.destination, "MOUNT_DESTINATION_NOT_FOUND", "make it on the node, or use --fs overlay"
                 )
@@ -102,9 +102,9 @@ class Lookup:
                 refusal = not_executable(name)
         raise refusal
 
-    def _stat(self, path: str) -> os.stat_result | None:
-        """What ``path`` is inside, links followed; None if it is not there, or hidden."""
-        root_fd, rest = self._whose(path)
+    def _stat(self, path: str, *, is_mount: bool = False) -> os.stat_result | None:
+        """What ``path`` is inside, links followed; None if it is not there, or hidden. With ``is_mount`` what is below the mount."""
+        root_fd, rest = self._whose(path, is_mount=is_mount)
         try:
             fd = openat2(root_fd, rest.lstrip("/") or ".", os.O_PATH)
         except OSError as error:
@@ -117,9 +117,10 @@ class Lookup:
         finally:
             os.close(fd)
 
-    def _whose(self, path: str) -> tuple[int, str]:
+    def _whose(self, path: str, *, is_mount: bool) -> tuple[int, str]:
         """The directory that will be mounted where ``path`` is, and the path below it."""
         mounts = [mount for mount in self._process.mounts if is_within(path, mount.destination.rstrip("/"))]
+        mounts = [mount for mount in mounts if not (is_mount and mount.destination.rstrip("/") == path)]
         if not mounts:
             return self.root_fd, path
         nearest = max(mounts, key=lambda mount: len(mount.destination))

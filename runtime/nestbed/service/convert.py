@@ -51,7 +51,7 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         name=spec.name,
         hostname=spec.hostname,
         labels=pairs(spec.labels),
-        resources=_resources(spec.resources),
+        resources=_without_defaults(_resources(spec.resources)),
         restart=_restart(spec.restart),
         nics=tuple(nic_spec(nic) for nic in spec.nics),
         routes=tuple(model.Route(route.destination, route.via) for route in spec.routes),
@@ -86,11 +86,16 @@ def _fs_mode(spec: api.ProcessSpec, *, admin: bool) -> FsMode:
 
 
 def _resources(limits: api.Resources) -> model.Resources:
-    """0 or absent is None."""
+    """What is present; 0 stands for the node's default."""
     if not math.isfinite(limits.cpus):
         raise InvalidArgument(
             f"cpus: {limits.cpus} is no number of processors", reason="BAD_LIMIT", remedy="give a number such as 1.5", value=limits.cpus
         )
+    return model.Resources(**{field.name: value for field, value in limits.ListFields()})
+
+
+def _without_defaults(limits: model.Resources) -> model.Resources:
+    """For a new container the default is what is not said."""
     return model.Resources(limits.cpus or None, limits.memory_bytes or None, limits.pids or None, limits.io_weight or None)
 
 
@@ -104,7 +109,7 @@ def nic_spec(nic: api.NicSpec) -> model.NicSpec:
 
 
 def change(request: api.UpdateContainerRequest) -> model.Change:
-    """What an update changes: what is present."""
+    """What an update changes: what is present; a limit of 0 goes back to the node's default."""
     return model.Change(
         resources=_resources(request.resources) if request.HasField("resources") else None,
         restart=_restart(request.restart) if request.HasField("restart") else None,

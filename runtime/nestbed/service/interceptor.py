@@ -19,7 +19,7 @@ from nestbed.log import bound, fields
 from nestbed.service.admission import Admission
 from nestbed.service.authorize import LEAST_ROLES, Caller, Role, authorize, calling
 from nestbed.service.identity import Identify
-from nestbed.service.status import refusal
+from nestbed.service.status import cause, refusal
 from nestbed.service.streams import closing
 
 logger = logging.getLogger(__name__)
@@ -93,14 +93,15 @@ class Guard(Interceptor):
                         answer = await admit(serve, _checked(request), context, who)
                         logger.log(level, "call answered", extra=fields(ms=_ms_since(began)))
                         return answer
-                except aio.AbortError:
-                    raise
                 except asyncio.CancelledError:
                     if not self._is_draining:
                         logger.log(level, "call abandoned by its caller", extra=fields(ms=_ms_since(began)))
                         raise
                     await _refuse(context, _going_down())
-                except Exception as error:  # noqa: BLE001 - the one place that may: nothing is lost, all of it becomes a status
+                except Exception as error:  # the one place that may: all of it becomes a status
+                    found = cause(error)
+                    if isinstance(found, aio.BaseError):  # gRPC's own: the call was ended, or its caller has gone
+                        raise found from error
                     await _refuse(context, error)
 
         make = {

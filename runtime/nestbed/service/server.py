@@ -85,10 +85,21 @@ class Listen:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class _CallersGone(logging.Filter):
+    """Keeps out what gRPC logs, with a traceback, when a caller has gone before its answer: that is no fault of anybody's."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
+
+
+_CALLERS_GONE = _CallersGone()
+
+
 class Server:
     """One grpc.aio server of the node with its own admission; every caller is told apart by ``identify``."""
 
     def __init__(self, node: Node, identify: Identify, *, has_reflection: bool, admission: Admission | None = None) -> None:
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_CALLERS_GONE)
         self._guard = Guard(identify, admission or Admission())
         self._health = Health(SERVICES)
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)

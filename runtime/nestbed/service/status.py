@@ -62,15 +62,15 @@ class Refusal:
 
 def refusal(error: Exception) -> Refusal:
     """The end of a call that raised ``error``. What is not a NestbedError is a defect: logged here, told neutrally."""
-    cause = _cause(error)
-    code = next((CODES[kind] for kind in type(cause).__mro__ if kind in CODES), None) if isinstance(cause, NestbedError) else None
-    if code is None or not isinstance(cause, NestbedError):
+    found = cause(error)
+    code = next((CODES[kind] for kind in type(found).__mro__ if kind in CODES), None) if isinstance(found, NestbedError) else None
+    if code is None or not isinstance(found, NestbedError):
         logger.error("call met a defect", exc_info=error)
         return _refusal(StatusCode.INTERNAL, _INTERNAL)
-    return _refusal(code, cause)
+    return _refusal(code, found)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause(error: BaseException) -> BaseException:
     """The first error in a group of errors of concurrent tasks."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -22,6 +22,9 @@ from nestbed.v1 import container_pb2 as api
 
 OUTPUT_RESPONSE_BYTES = 256 * 1024
 
+LINGER_SECONDS = 2.0
+"""How long a client may take to end its side once it has the exit status: gRPC fails what it writes to a call that has ended."""
+
 
 async def execute(node: Node, requests: AsyncIterator[api.ExecRequest], context: Any) -> None:
     """Serve one Exec: the program is killed if the client goes away before its end."""
@@ -79,9 +82,10 @@ async def _converse(
     removed as soon as it has ended. ``has_begun`` is set here when the program showed a sign of life.
     """
     await context.write(response(started=True))
+    has_ended = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         ended = tasks.create_task(wait())
-        feeding = tasks.create_task(_feed(console, requests, signal, has_stdin=has_stdin))
+        feeding = tasks.create_task(_feed(console, requests, signal, has_ended, has_stdin=has_stdin))
         async with closing(console.output()) as output:
             async for piece in output:
                 has_begun.set()
@@ -90,12 +94,25 @@ async def _converse(
                     await context.write(response(stdout=data) if piece.stream == 1 else response(stderr=data))
         has_begun.set()
         await context.write(response(exit=present.exit_status(await ended)))
+        has_ended.set()
+        await asyncio.wait([feeding], timeout=LINGER_SECONDS)
         feeding.cancel()
 
 
-async def _feed(console: Console, requests: AsyncIterator[Any], signal: Callable[[int], Awaitable[None]], *, has_stdin: bool) -> None:
-    """Pass on what the client sends, until it sends no more. That is no end of input: a client that vanished looks the same."""
+async def _feed(
+    console: Console,
+    requests: AsyncIterator[Any],
+    signal: Callable[[int], Awaitable[None]],
+    has_ended: asyncio.Event,
+    *,
+    has_stdin: bool,
+) -> None:
+    """Pass on what the client sends, until it sends no more. That is no end of input: a client that vanished looks the same. What
+    it sends after the program's end is for nobody.
+    """
     async for request in requests:
+        if has_ended.is_set():
+            continue
         match request.WhichOneof("input"):
             case "stdin" if has_stdin:
                 with suppress(WrongState):  # the program closed its input, as `head` does: what comes after is nobody's

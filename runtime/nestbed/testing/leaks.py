@@ -78,27 +78,21 @@ def leaked(before: Snapshot, cgroup_names: Collection[str] = (), settle_seconds:
 
 
 def reap() -> None:
-    """Take the exit status of orphans that came to this process; children that somebody of this process waits for are left alone."""
-    for pid in _descendants(os.getpid()):
-        if _stat(pid)[:2] == ["Z", str(os.getpid())] and pid not in _own_children():
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+    """Take the exit status of every child that ended. Not while something of this process still waits for one of its own."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def kill_descendants() -> None:
     """End everything that descends from this process."""
-    while descendants := [pid for pid in _descendants(os.getpid()) if _stat(pid)[:1] != ["Z"]]:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (descendants := list(_descendants(os.getpid()))) and time.monotonic() < deadline:
         for pid in descendants:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        reap()
         time.sleep(_POLL_SECONDS)
-    reap()
-
-
-def _own_children() -> set[int]:
-    import subprocess  # noqa: PLC0415 - only to know what it waits for
-
-    return {process.pid for process in getattr(subprocess, "_active", [])}
 
 
 def _descendants(root: int) -> Iterator[int]:

@@ -1,0 +1,107 @@
+"""LANs as bridges in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nestbed.errors import AlreadyExists
+from nestbed.lan.addressing import bridge_name
+from nestbed.lan.plane import Plane
+from nestbed.linux.rtnl import Link, Rtnl
+from nestbed.model import Lan
+
+
+def lan(name: str, mtu: int = 1500) -> Lan:
+    lan_id = name.encode().hex().ljust(12, "0")
+    return Lan(lan_id, name, bridge_name(lan_id), mtu)
+
+
+@pytest.fixture
+def inside(machine) -> Iterator[None]:
+    with machine.entered():
+        yield
+
+
+def bridges() -> dict[str, Link]:
+    rtnl = Rtnl()
+    try:
+        return {link.name: link for link in rtnl.links() if link.kind == "bridge"}
+    finally:
+        rtnl.close()
+
+
+def sends_no_ipv6(bridge: str) -> bool:
+    return Path(f"/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6").read_text() == "1\n"
+
+
+async def test_bridge_adds_and_holds_back_nothing(inside) -> None:
+    plane = Plane(node_id="0123abcd")
+    await plane.open()
+    wanted = lan("lan0", 9000)
+    await plane.create(wanted)
+    made = bridges()[wanted.bridge]
+    assert (made.mtu, made.up, made.alias) == (9000, True, f"nestbed:0123abcd:{wanted.id}")
+    assert sends_no_ipv6(wanted.bridge)
+    assert list(await plane.audit([wanted])) == []
+    await plane.ensure(wanted)
+    await plane.delete(wanted)
+    await plane.delete(wanted)
+    assert bridges() == {}
+    await plane.aclose()
+    await plane.aclose()
+
+
+async def test_missing_and_extra_bridges_are_found(inside) -> None:
+    plane = Plane(node_id="0123abcd")
+    await plane.open()
+    one, two = lan("one"), lan("two")
+    await plane.create(one)
+    assert [(left.problem, left.name) for left in await plane.audit([one, two])] == [("missing", two.bridge)]
+    assert [(left.problem, left.name) for left in await plane.audit([])] == [("extra", one.bridge)]
+    await plane.ensure(two)
+    await plane.sweep([two])
+    assert list(bridges()) == [two.bridge]
+    await plane.sweep([])
+    assert bridges() == {}
+    await plane.aclose()
+
+
+async def test_bridge_of_an_earlier_life_is_taken_over(inside) -> None:
+    old, new = Plane(node_id="0123abcd"), Plane(node_id="4567cdef")
+    await old.open()
+    await new.open()
+    wanted = lan("lan0")
+    await old.create(wanted)
+    await new.ensure(wanted)
+    assert list(await new.audit([wanted])) == []
+    await new.delete(wanted)
+    await old.aclose()
+    await new.aclose()
+
+
+async def test_interface_of_somebody_else_is_left_alone(inside) -> None:
+    plane = Plane(node_id="0123abcd")
+    await plane.open()
+    wanted = lan("lan0")
+    rtnl = Rtnl()
+    rtnl.add_bridge(wanted.bridge, mtu=1500, alias="mine")
+    for make in (plane.create, plane.ensure):
+        with pytest.raises(AlreadyExists) as caught:
+            await make(wanted)
+        assert caught.value.reason == "LINK_EXISTS"
+    await plane.sweep([])
+    assert bridges()[wanted.bridge].alias == "mine"
+    rtnl.delete_link(wanted.bridge)
+    rtnl.close()
+    await plane.aclose()
+
+
+async def test_abilities_tell_what_they_mean(inside) -> None:
+    plane = Plane(node_id="0123abcd")
+    await plane.open()
+    for ability in plane.abilities():
+        assert ability.available or ability.consequence
+    await plane.aclose()
