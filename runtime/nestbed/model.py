@@ -365,8 +365,8 @@ class NodeInfo:
 class Bundle:
     """The directory of one container; who keeps what in it stands in ``docs/runtime.md``.
 
-    ``path`` exists, is 0700 and belongs to root. The runtime may make any entry in it except ``record.json``, which is the
-    node's. ``destroy`` leaves the directory empty but for that file; the node removes it.
+    ``path`` exists, is 0700 and belongs to root. The runtime may make any entry in it except ``record.json`` and ``made``, which are
+    the node's. ``destroy`` leaves the directory empty but for ``record.json``; the node removes it.
     """
 
     path: Path
@@ -405,6 +405,15 @@ def from_json(kind: type[T], data: Any) -> T:
 _HINTS: dict[type, dict[str, Any]] = {}
 
 
+def _read_fields(kind: type, data: Any) -> Any:
+    hints = _HINTS.get(kind)
+    if hints is None:
+        hints = _HINTS[kind] = typing.get_type_hints(kind)
+    if not isinstance(data, dict):
+        raise TypeError(f"an object was expected, not {type(data).__name__}")
+    return kind(**{name: _read(hint, data[name]) for name, hint in hints.items() if name in data})
+
+
 def _read(kind: Any, data: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
@@ -417,10 +426,7 @@ def _read(kind: Any, data: Any) -> Any:
     if origin is not None:  # X | None
         return None if data is None else _read(next(arg for arg in typing.get_args(kind) if arg is not type(None)), data)
     if dataclasses.is_dataclass(kind):
-        hints = _HINTS.setdefault(typing.cast(type, kind), typing.get_type_hints(kind))
-        if not isinstance(data, dict):
-            raise TypeError(f"an object was expected, not {type(data).__name__}")
-        return kind(**{name: _read(hint, data[name]) for name, hint in hints.items() if name in data})
+        return _read_fields(typing.cast(type, kind), data)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(data)
     if kind is float and isinstance(data, int):

@@ -133,6 +133,7 @@ class KeeperUser:
             "scratch_bytes": 0,
         } | changes
         (self.bundles / id / "launch.json").write_text(json.dumps(launch))
+        (self.bundles / id / "hosts").write_text("127.0.0.1 localhost\n")
         return id
 
     def begin(self, *argv, **changes):
@@ -367,7 +368,7 @@ def test_bootstrap_protocol_survives_anything(keeper):
 
 
 def test_log_rotates_and_is_never_a_link(keeper, tmp_path):
-    id = keeper.bundle("sh", "-c", "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo a line of some length $i; done", log={"bytes_max": 4096, "files": 3})
+    id = keeper.bundle("sh", "-c", "i=0; while [ $i -lt 9000 ]; do i=$((i+1)); echo a line of some length $i; done", log={"bytes_max": 65536, "files": 3})
     secret = tmp_path / "secret"
     secret.write_text("")
     keeper.call("prepare", id=id)

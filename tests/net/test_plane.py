@@ -87,7 +87,8 @@ async def test_interface_of_somebody_else_is_left_alone(inside) -> None:
     await plane.open()
     wanted = lan("lan0")
     rtnl = Rtnl()
-    rtnl.add_bridge(wanted.bridge, mtu=1500, alias="mine")
+    rtnl.add_bridge(wanted.bridge, mtu=1500)
+    rtnl.bring_up(wanted.bridge, alias="mine")
     for make in (plane.create, plane.ensure):
         with pytest.raises(AlreadyExists) as caught:
             await make(wanted)
@@ -97,6 +98,28 @@ async def test_interface_of_somebody_else_is_left_alone(inside) -> None:
     rtnl.delete_link(wanted.bridge)
     rtnl.close()
     await plane.aclose()
+
+
+def firewall_settings() -> list[str]:
+    return [path.read_text().strip() for path in sorted(Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"))]
+
+
+async def test_firewall_of_an_own_namespace_sees_no_frames(machine) -> None:
+    outside = firewall_settings()
+    if not outside:
+        pytest.skip("the kernel has no br_netfilter")
+    with machine.entered():
+        for path in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):  # noqa: ASYNC240
+            path.write_text("1")
+        plane = Plane(node_id="0123abcd")
+        (ability,) = plane.abilities()
+        assert not ability.available
+        assert "sysctl -w" in ability.consequence
+        await plane.open()
+        assert set(firewall_settings()) == {"0"}
+        assert all(ability.available for ability in plane.abilities())
+        await plane.aclose()
+    assert firewall_settings() == outside
 
 
 async def test_abilities_tell_what_they_mean(inside) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from nestbed.errors import AlreadyExists, InvalidArgument, NotFound
 from nestbed.lan.addressing import port_name
-from nestbed.linux.rtnl import Rtnl, disable_ipv6
+from nestbed.linux.rtnl import Rtnl
 from nestbed.model import ExecSpec, Nic, Resources, RestartPolicy, Route, State
 from nestbed.process.container import ProcessRuntime
 from nestbed.testing import leaks
@@ -40,9 +40,8 @@ def make_nic(container_id: str, number: int) -> Nic:
 @pytest.fixture
 def bridge() -> Iterator[Rtnl]:
     node = Rtnl()
-    node.add_bridge("nbbtest", mtu=1500, alias="nestbed:test:lan0")
-    disable_ipv6("nbbtest")
-    node.set_up("nbbtest")
+    node.add_bridge("nbbtest", mtu=1500)
+    node.bring_up("nbbtest", alias="nestbed:test:lan0")
     yield node
     node.delete_link("nbbtest")
     node.close()

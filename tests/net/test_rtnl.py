@@ -57,19 +57,18 @@ def inside() -> Iterator[tuple[rtnl.Rtnl, int]]:
 def test_container_is_joined_to_a_bridge_and_goes_away(node, inside) -> None:
     outer, deletions = node
     inner, netns = inside
-    outer.add_bridge("nbbtest", mtu=1400, alias="nestbed:lan")
-    outer.set_up("nbbtest")
+    outer.add_bridge("nbbtest", mtu=1400)
+    outer.batch([rtnl.link_owned_up("nbbtest", "nestbed:lan")])
     index = outer.link_index("nbbtest")
     outer.add_veth(
         "nbptest0",
         bridge_index=index,
         mtu=1400,
-        alias="nestbed:container",
         peer_name="eth0",
         peer_mac="02:00:00:00:00:07",
         peer_netns_fd=netns,
     )
-    outer.set_up("nbptest0")
+    outer.batch([rtnl.link_owned_up("nbptest0", "nestbed:container")])
     inner.configure("eth0", addresses=["10.5.0.7/24", "fd00::7/64"], routes=[("10.9.0.0/16", "10.5.0.1"), ("default", "fd00::1")])
 
     links = {link.name: link for link in outer.links()}
@@ -94,7 +93,7 @@ def test_container_is_joined_to_a_bridge_and_goes_away(node, inside) -> None:
 
 def test_first_refusal_of_a_batch_is_raised_with_the_kernels_words(node) -> None:
     outer, _ = node
-    outer.add_bridge("nbbtest", mtu=1500, alias="a")
+    outer.add_bridge("nbbtest", mtu=1500)
     with pytest.raises(OSError, match="File exists") as caught:
         outer.batch([rtnl.bridge("nbbtest", mtu=1500), rtnl.bridge("nbbother", mtu=1500)])
     assert caught.value.errno == errno.EEXIST
@@ -106,6 +105,6 @@ def test_first_refusal_of_a_batch_is_raised_with_the_kernels_words(node) -> None
 
 def test_many_requests_fit_one_batch(node) -> None:
     outer, _ = node
-    outer.add_bridge("nbbtest", mtu=1500, alias="a")
+    outer.add_bridge("nbbtest", mtu=1500)
     index = outer.link_index("nbbtest")
     outer.batch([rtnl.link_up(index), *(rtnl.address(index, f"10.5.{n // 200}.{n % 200 + 1}/16") for n in range(400))])

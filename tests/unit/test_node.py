@@ -362,7 +362,8 @@ async def test_info(bench, node) -> None:
     assert info.run_dir == str(bench.run_dir)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=20), st.text(max_size=20), st.integers(), st.floats())
 def test_whatever_a_client_sends_is_a_nestbed_error(tmp_path_factory, new_bench, ref, text, whole, real) -> None:
     async def send() -> None:

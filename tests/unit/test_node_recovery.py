@@ -54,12 +54,10 @@ def record_of(bench, container_id: str) -> dict:
     return json.loads((bench.state_dir / "containers" / container_id / "record.json").read_text())
 
 
-@pytest.mark.parametrize("change", [{"is_made": False}, {"is_deleting": True}])
-async def test_half_made_and_half_removed_are_removed(bench, change) -> None:
+async def test_half_made_and_half_removed_are_removed(bench) -> None:
     container_id = await bench.create(name="web")
-    record = record_of(bench, container_id)
     await bench.node.aclose()
-    (bench.state_dir / "containers" / container_id / "record.json").write_text(json.dumps({**record, **change}))
+    (bench.state_dir / "containers" / container_id / "made").unlink()
     node = await bench.open()
     assert node.containers() == []
     assert bench.bundles() == []
@@ -67,16 +65,28 @@ async def test_half_made_and_half_removed_are_removed(bench, change) -> None:
     assert (await node.audit())[0] == []
 
 
+async def test_mark_goes_before_anything_is_removed(bench) -> None:
+    marked = []
+    bench.kernel.check = lambda method: marked.extend(is_made(bench, name) for name in bench.bundles()) if method == "destroy" else None
+    await bench.create(name="web")
+    await bench.node.delete("web", force=False)
+    assert marked == [False]
+
+
+def is_made(bench, container_id: str) -> bool:
+    return (bench.state_dir / "containers" / container_id / "made").exists()
+
+
 async def test_record_stands_before_anything_is_made(bench) -> None:
     seen = []
 
     def watch(method: str) -> None:
         if method == "create":
-            seen.extend(record_of(bench, container_id) for container_id in bench.bundles())
+            seen.extend((record_of(bench, container_id)["spec"]["name"], is_made(bench, container_id)) for container_id in bench.bundles())
 
     bench.kernel.check = watch
     await bench.create(name="web")
-    assert [(record["spec"]["name"], record["is_made"]) for record in seen] == [("web", False)]
+    assert seen == [("web", False)]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"version": 1}', '{"version": 2}', '{"version": 1, "spec": {}}', "\x00" * 500])
@@ -137,6 +147,22 @@ async def test_lost_record_of_a_lan_is_rebuilt_from_its_members(bench) -> None:
     assert (await node.audit())[0] == []
 
 
+async def test_record_being_written_is_forgotten(bench) -> None:
+    await bench.node.aclose()
+    (bench.state_dir / "lans" / "0123456789ab.json.new").write_text("{")
+    await bench.open()
+    assert list((bench.state_dir / "lans").iterdir()) == []
+
+
+@pytest.mark.slow
+async def test_strangers_are_told_and_left(bench) -> None:
+    (bench.state_dir / "containers" / "notes").write_text("mine")
+    found, _ = await bench.node.audit()
+    assert [(left.problem, left.kind) for left in found] == [("extra", "file")]
+    await bench.restart()
+    assert (bench.state_dir / "containers" / "notes").read_text() == "mine"
+
+
 async def test_bridges_of_no_lan_are_swept(bench) -> None:
     await bench.node.aclose()
     bench.kernel.bridges["nbbffff"] = "ffff"
@@ -174,7 +200,7 @@ async def test_failed_removal_can_be_tried_again(bench) -> None:
     bench.kernel.fail_next("destroy", HostLacks("not now"))
     with pytest.raises(HostLacks):
         await bench.node.delete("web", force=False)
-    assert record_of(bench, container_id)["is_deleting"] is False
+    assert is_made(bench, container_id)
     await bench.node.delete("web", force=False)
     assert bench.bundles() == []
 

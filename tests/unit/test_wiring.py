@@ -127,14 +127,14 @@ def test_hosts_lines_follow_members(lans: dict[str, Segment]) -> None:
     lan = lans["lan0"]
     (web,) = wire(lans, WEB, [NicSpec("lan0", addresses=("10.5.0.9",))], [])
     wire(lans, IRC, [NicSpec("lan0", addresses=("10.5.0.8",)), NicSpec("lan0", addresses=("10.5.0.7",))], [])
-    assert lan.hosts_of_others(WEB.id) == ["10.5.0.8\tirc irc-lan0\n", "10.5.0.7\tirc irc-lan0\n"]
+    assert lan.hosts_of_others("web") == "10.5.0.8\tirc irc-lan0\n10.5.0.7\tirc irc-lan0\n"
     version = lan.version
     lan.rename(web.port, "www")
     assert lan.version > version
-    assert lan.hosts_of_others(IRC.id) == ["10.5.0.9\twww www-lan0\n"]
+    assert lan.hosts_of_others("irc") == "10.5.0.9\twww www-lan0\n"
     lan.leave(web.port)
     lan.leave(web.port)
-    assert lan.hosts_of_others(IRC.id) == []
+    assert lan.hosts_of_others("irc") == ""
     assert lan.member_ids() == [IRC.id]
 
 

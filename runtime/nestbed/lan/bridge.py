@@ -41,8 +41,7 @@ class Bridges:
         """
         try:
             with translated(f"making the bridge of LAN {lan.name}", lan=lan.name, link=lan.bridge):
-                # Not in one batch: after a refusal the rest of a batch is tried, on somebody else's interface.
-                self._rtnl.batch([rtnl.bridge(lan.bridge, mtu=lan.mtu)])
+                self._rtnl.add_bridge(lan.bridge, mtu=lan.mtu)
                 self._finish(lan)
         except AlreadyExists as error:
             raise _occupied(lan) from error
@@ -85,9 +84,7 @@ class Bridges:
             return self._rtnl.links()
 
     def _finish(self, lan: Lan) -> None:
-        self._rtnl.batch([rtnl.link_alias(lan.bridge, self.alias(lan.id))])
-        rtnl.disable_ipv6(lan.bridge)
-        self._rtnl.set_up(lan.bridge)
+        self._rtnl.bring_up(lan.bridge, alias=self.alias(lan.id))
 
 
 def _occupied(lan: Lan) -> AlreadyExists:

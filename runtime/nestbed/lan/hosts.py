@@ -36,5 +36,5 @@ def own_lines(name: str, hostname: str, nics: Sequence[Nic]) -> str:
 
 
 def hosts_text(own: str, others: Iterable[str]) -> str:
-    """The file: ``own`` from :func:`own_lines`, ``others`` from :func:`member_lines`, in order."""
+    """The file: ``own`` from :func:`own_lines`, ``others`` made of :func:`member_lines`, in order."""
     return f"{LOOPBACK}{own}{''.join(others)}"

@@ -104,9 +104,11 @@ def veth(port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: st
     return _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, attrs)
 
 
-def link_alias(name: str, alias: str) -> Request:
-    """Say whose a device is. The kernel ignores an alias given when a device is made."""
-    return _request(ifinfmsg(), RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
+def link_owned_up(name: str, alias: str) -> Request:
+    """Say whose a device is, and set it up. (The kernel ignores an alias given when a device is made.)"""
+    message = ifinfmsg()
+    message["flags"], message["change"] = _IFF_UP, _IFF_UP
+    return _request(message, RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
 
 
 def link_up(index: int) -> Request:
@@ -181,23 +183,24 @@ class Rtnl:
         if refused is not None:
             raise refused
 
-    def add_bridge(self, name: str, *, mtu: int, alias: str) -> None:
-        """Make a bridge, down; see :func:`bridge`. Follow it by :func:`disable_ipv6` and :meth:`set_up`."""
-        self.batch([bridge(name, mtu=mtu), link_alias(name, alias)])
+    def add_bridge(self, name: str, *, mtu: int) -> None:
+        """Make a bridge, down; see :func:`bridge`. Follow it by :meth:`bring_up`."""
+        self.batch([bridge(name, mtu=mtu)])
 
-    def add_veth(self, port: str, *, bridge_index: int, mtu: int, alias: str, peer_name: str, peer_mac: str, peer_netns_fd: int) -> None:
-        """Make a pair of devices, both down; see :func:`veth`. Follow it by :func:`disable_ipv6` and :meth:`set_up`."""
+    def add_veth(self, port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int) -> None:
+        """Make a pair of devices, both down; see :func:`veth`. Follow it by :meth:`bring_up`."""
         pair = veth(port, bridge_index=bridge_index, mtu=mtu, peer_name=peer_name, peer_mac=peer_mac, peer_netns_fd=peer_netns_fd)
-        self.batch([pair, link_alias(port, alias)])
+        self.batch([pair])
 
     def configure(self, name: str, *, addresses: Sequence[str] = (), routes: Sequence[tuple[str, str]] = ()) -> None:
         """Set the device up with ``addresses`` (CIDR) and ``routes`` (destination, via), in this order, in one batch."""
         index = self.link_index(name)
         self.batch([link_up(index), *(address(index, cidr) for cidr in addresses), *(route(to, via, index) for to, via in routes)])
 
-    def set_up(self, name: str) -> None:
-        """Set the device up."""
-        self.batch([link_up(self.link_index(name))])
+    def bring_up(self, name: str, *, alias: str) -> None:
+        """Mark a device of this process's network namespace with its owner, keep it from adding frames of its own, and set it up."""
+        _disable_ipv6(name)
+        self.batch([link_owned_up(name, alias)])
 
     def delete_link(self, name: str) -> None:
         """Delete the device (ENODEV: there is none). The kernel takes about 16 ms for a veth."""
@@ -279,7 +282,7 @@ class LinkDeletions:
             names |= {_link(payload).name for kind, _, _, payload in _messages(data) if kind == RTM_DELLINK}
 
 
-def disable_ipv6(name: str) -> None:
+def _disable_ipv6(name: str) -> None:
     """Keep the device, one of this process's network namespace, from ever having an IPv6 address or sending an IPv6 packet.
 
     Call it while the device is down. Does nothing on a kernel without IPv6.

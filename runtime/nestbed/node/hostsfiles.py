@@ -103,5 +103,5 @@ class HostsFiles:
     def _text(self, spec: Spec) -> str:
         segments = self._registry.segments
         lan_ids = dict.fromkeys(nic.lan_id for nic in spec.nics)
-        others = (line for lan_id in lan_ids if lan_id in segments for line in segments[lan_id].hosts_of_others(spec.id))
+        others = (segments[lan_id].hosts_of_others(spec.name) for lan_id in lan_ids if lan_id in segments)
         return hosts_text(own_lines(spec.name, spec.hostname, spec.nics), others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -49,8 +48,7 @@ class Lifecycle:
                 await runtime.validate(spec)
                 self._parts.store.make_bundle(record)
                 held.container = await runtime.create(spec, held.bundle)
-                held.record = dataclasses.replace(record, is_made=True)
-                self._parts.store.write(held.record)
+                self._parts.store.mark_made(spec.id)
         except BaseException:
             await self._abandon(held)
             raise
@@ -140,8 +138,8 @@ class Lifecycle:
             await self._remove(held)
 
     async def _remove(self, held: Held) -> None:
-        spec, record = held.spec, held.record
-        self._parts.store.write(dataclasses.replace(record, is_deleting=True))
+        spec = held.spec
+        self._parts.store.unmark_made(spec.id)
         try:
             if held.container is not None:
                 await held.container.destroy()
@@ -149,7 +147,7 @@ class Lifecycle:
                 await self._parts.runtime(spec.kind).discard(held.bundle)
             self._parts.store.remove_bundle(spec.id)
         except NestbedError:
-            self._parts.store.write(record)
+            self._parts.store.mark_made(spec.id)
             raise
         self._parts.registry.remember_exit(spec, _exit_of(held))
         self._parts.registry.drop(held)
@@ -167,7 +165,7 @@ class Lifecycle:
             except CorruptState as error:
                 await self._lose(container_id, error)
                 continue
-            if record is None or not record.is_made or record.is_deleting:
+            if record is None or not self._parts.store.is_made(container_id):
                 await self._clear(container_id)
             else:
                 records.append(record)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from nestbed.errors import AlreadyExists
-from nestbed.model import ContainerRequest, LanRequest, to_json
+from nestbed.model import ContainerRequest, LanRequest
 
 
 def digest(request: ContainerRequest | LanRequest, request_id: str) -> str:
     """What tells a request from others with its id; empty without an id."""
     if not request_id:
         return ""
-    return hashlib.sha256(json.dumps(to_json(request), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(repr(request).encode()).hexdigest()
 
 
 def check_same(request_id: str, recorded: str, wanted: str) -> None:

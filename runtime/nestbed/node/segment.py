@@ -36,7 +36,8 @@ class Segment:
         self._pools = {version: AddressPool(self._networks.get(version)) for version in (4, 6)}
         self._macs: set[str] = set()
         self._members: dict[str, LanMember] = {}
-        self._hosts: list[tuple[str, int, str, str, str]] = []
+        self._hosts: list[tuple[str, int, str]] = []
+        self._lines: list[str] = []
         self._next_hops: dict[str, tuple[Address, ...]] = {}
         self._version = 0
 
@@ -146,8 +147,7 @@ class Segment:
             self._pools[interface.version].take(int(interface.ip))
         self._macs.add(nic.mac)
         self._members[nic.port] = member
-        self._version += 1
-        bisect.insort(self._hosts, _hosts_entry(member))
+        self._add_lines(member)
 
     def leave(self, port: str) -> None:
         """Let the member at ``port`` go, with its addresses and MAC. Idempotent."""
@@ -164,7 +164,7 @@ class Segment:
         member = self._members[port]
         self._forget_lines(member)
         self._members[port] = renamed = LanMember(member.container_id, container, member.nic)
-        bisect.insort(self._hosts, _hosts_entry(renamed))
+        self._add_lines(renamed)
 
     def rely_on(self, container_id: str, next_hops: Sequence[Address]) -> None:
         """Hand out none of the addresses that the container's routes need. Replaces what it relied on before."""
@@ -180,17 +180,27 @@ class Segment:
         for address in self._next_hops.pop(container_id, ()):
             self._pools[address.version].unreserve(int(address))
 
-    def hosts_of_others(self, container_id: str) -> list[str]:
-        """The lines of every member but the container itself, name by name."""
-        return [lines for _, _, _, member_id, lines in self._hosts if member_id != container_id]
+    def hosts_of_others(self, container: str) -> str:
+        """The lines of ``/etc/hosts`` of every member but the container of that name, name by name."""
+        first = bisect.bisect_left(self._hosts, (container, 0, ""))
+        last = bisect.bisect_right(self._hosts, (container, 16, ""))
+        return "".join(self._lines[:first]) + "".join(self._lines[last:])
 
     def member_ids(self) -> list[str]:
         """The containers on it, each once."""
         return list(dict.fromkeys(member.container_id for member in self._members.values()))
 
+    def _add_lines(self, member: LanMember) -> None:
+        self._version += 1
+        key = _hosts_key(member)
+        place = bisect.bisect_left(self._hosts, key)
+        self._hosts.insert(place, key)
+        self._lines.insert(place, member_lines(member.container, member.nic))
+
     def _forget_lines(self, member: LanMember) -> None:
         self._version += 1
-        del self._hosts[bisect.bisect_left(self._hosts, _hosts_entry(member))]
+        place = bisect.bisect_left(self._hosts, _hosts_key(member))
+        del self._hosts[place], self._lines[place]
 
     def _parse(self, text: str) -> Interface:
         interface = parse_interface(text, self._networks.get(6 if ":" in text else 4))
@@ -216,7 +226,6 @@ class Segment:
         return ""
 
 
-def _hosts_entry(member: LanMember) -> tuple[str, int, str, str, str]:
-    # By length and then by text, port names of one container sort by the number of the NIC.
-    port = member.nic.port
-    return member.container, len(port), port, member.container_id, member_lines(member.container, member.nic)
+def _hosts_key(member: LanMember) -> tuple[str, int, str]:
+    # By length and then by text, the ports of one container sort by the number of the NIC.
+    return member.container, len(member.nic.port), member.nic.port

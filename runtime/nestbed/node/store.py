@@ -1,5 +1,9 @@
 """The records of a node on disk: ``containers/<id>/record.json`` and ``lans/<id>.json`` in the state directory.
 
+The empty file ``made`` beside a container's record says that the container is whole: it comes after everything was made and goes before
+anything is removed, so a bundle without it is to be removed. (A file of its own, because ext4 writes data out at once when a file is
+replaced: that takes longer than all the rest.)
+
 A record is replaced as a whole (written beside it, then renamed), so a reader finds the old one or the new one. It is not synced: what
 a power failure takes, it takes together with everything the record was about.
 """
@@ -22,6 +26,8 @@ from nestbed.model import Bundle, Lan, Spec, from_json, to_json
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _RECORD = "record.json"
+_MADE = "made"
+_NEW = ".new"
 _VERSION = 1
 
 
@@ -29,16 +35,13 @@ _VERSION = 1
 class Record:
     """What the node knows of a container.
 
-    ``is_made`` is false until the runtime has made it, ``is_deleting`` true once it is being removed: a daemon that finds either
-    after a restart removes what is there. ``request_id`` and ``request_digest`` recognise the call that made it.
+    ``request_id`` and ``request_digest`` recognise the call that made it.
     """
 
     spec: Spec
     request_id: str = ""
     request_digest: str = ""
     privileged: bool = False
-    is_made: bool = False
-    is_deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,12 @@ class Store:
         self._containers_fd = -1
 
     def open(self) -> None:
-        """Make it ready. Called once."""
+        """Make it ready, and remove what a daemon was writing when it was killed. Called once."""
         with translated(f"opening the directory {self._containers}", path=self._containers):
             self._containers_fd = os.open(self._containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with translated(f"cleaning the directory {self._lans}", path=self._lans):
+            for path in self._lans.glob(f"*{_NEW}"):
+                path.unlink()
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
@@ -85,6 +91,22 @@ class Store:
                 remove_tree(self._containers_fd, record.spec.id)
             raise
         return bundle
+
+    def mark_made(self, container_id: str) -> None:
+        """Record that the container is whole. Idempotent."""
+        path = self._containers / container_id / _MADE
+        with translated(f"making {path}", path=path):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def unmark_made(self, container_id: str) -> None:
+        """Record that the container is being removed. Idempotent."""
+        path = self._containers / container_id / _MADE
+        with translated(f"removing {path}", path=path), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    def is_made(self, container_id: str) -> bool:
+        """Whether the container is whole."""
+        return (self._containers / container_id / _MADE).exists()
 
     def write(self, record: Record) -> None:
         """Replace the record of a container that has a bundle."""
@@ -145,8 +167,8 @@ class Store:
     def lans(self) -> Iterator[LanRecord | CorruptState]:
         """All records of LANs, in no order; in place of each that cannot be understood, the reason."""
         with translated(f"listing the directory {self._lans}", path=self._lans):
-            paths = [path for path in self._lans.iterdir() if path.suffix == ".json" and _ID.fullmatch(path.stem)]
-        for path in paths:
+            names = os.listdir(self._lans)
+        for path in (self._lans / name for name in names if name.endswith(".json") and _ID.fullmatch(name[:-5])):
             try:
                 data = _read(path)
                 record = from_json(LanRecord, data)
@@ -162,7 +184,7 @@ class Store:
 
 
 def _replace(path: Path, data: dict[str, Any]) -> None:
-    new = f"{path}.new"
+    new = f"{path}{_NEW}"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:

@@ -15,23 +15,21 @@ from nestbed.process.protocol import Launch
 NODE_FILES = ("record.json",)
 """What in a bundle is not the runtime's."""
 
-_RESOLV_CONF = "# No name server: the members of this container's LANs are in /etc/hosts.\n"
 _READABLE, _PRIVATE = 0o644, 0o600
 
 
-def write_launch(bundle: Bundle, launch: Launch) -> None:
-    """Write ``launch.json``, whole or not at all."""
+def make(bundle: Bundle, launch: Launch) -> None:
+    """Write ``launch.json``, which nobody reads yet, and a first ``hosts``, which :func:`write_hosts` will fill."""
+    _write(bundle, "launch.json", json.dumps(launch), _PRIVATE)
+    _write(bundle, "hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n", _READABLE)
+
+
+def replace_launch(bundle: Bundle, launch: Launch) -> None:
+    """Write ``launch.json`` again, whole or not at all."""
     new = bundle.path / "launch.json.new"
     _write(bundle, new.name, json.dumps(launch), _PRIVATE)
     with translated(f"writing {new}", path=new):
         new.rename(bundle.path / "launch.json")
-
-
-def write_files(bundle: Bundle, hostname: str) -> None:
-    """Make the files that the container sees in ``/etc``; ``hosts`` is filled by :func:`write_hosts`."""
-    _write(bundle, "hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n", _READABLE)
-    _write(bundle, "hostname", f"{hostname}\n", _READABLE)
-    _write(bundle, "resolv.conf", _RESOLV_CONF, _READABLE)
 
 
 def write_hosts(bundle: Bundle, text: str) -> None:

@@ -230,8 +230,7 @@ class ProcessRuntime:
         container = ProcessContainer(planned.spec, bundle, self._parts)
         self._containers[spec.id] = container
         try:
-            files.write_launch(bundle, planned.launch)
-            files.write_files(bundle, planned.launch["hostname"])
+            files.make(bundle, planned.launch)
             await self._tell_masks()
             await container.make()
         except BaseException:

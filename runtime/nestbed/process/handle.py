@@ -296,7 +296,7 @@ class ProcessContainer:
         self._parts.cgroups.update(self.id, resources, before=self._resources)
         launch["restart"] = plan.restart(restart)
         launch["cgroups"] = list(self._parts.cgroups.membership(self.id, resources).cgroups)
-        files.write_launch(self._bundle, launch)
+        files.replace_launch(self._bundle, launch)
         if self._status.state is not State.STOPPED:
             (await self._parts.call("restart_policy", self.id, mode=restart.mode.value, max_retries=restart.max_retries)).close()
         self._resources, self._restart = resources, restart

@@ -45,6 +45,7 @@ _LOCKED = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NO
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sysrq-trigger")
 _PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 _SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
+_RESOLV_CONF = b"# No name server: the members of this container's LANs are in /etc/hosts.\n"
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
 _SIGNALS_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
@@ -409,10 +410,13 @@ class Child:
 
     def _mount_files(self) -> None:
         self._step = "files"
-        for name in ("hosts", "hostname", "resolv.conf"):
-            source = f"{BUNDLES}/{self._launch['id']}/{name}"
-            if not os.path.exists(source):
-                continue
+        hosts = f"{BUNDLES}/{self._launch['id']}/hosts"
+        made = (("hostname", f"{self._launch['hostname']}\n".encode()), ("resolv.conf", _RESOLV_CONF))
+        for name, text in made:
+            fd = os.open(f"{SCRATCH}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            os.write(fd, text)
+            os.close(fd)
+        for name, source in (("hosts", hosts), *((name, f"{SCRATCH}/{name}") for name, _ in made)):
             target = self._file_target(f"etc/{name}")
             if target < 0:
                 continue

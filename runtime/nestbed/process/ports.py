@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
-from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl, disable_ipv6
+from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl
 from nestbed.model import Nic, Route
 
 SETTLE_SECONDS = 10.0
@@ -58,18 +58,17 @@ class Ports:
             HostLacks, ResourceExhausted: the kernel refused.
         """
         try:
-            self._make(container_id, nic, netns_fd)
+            self._make(nic, netns_fd)
         except OSError as error:
             raise _refused(error, container_id, nic) from error
         try:
-            disable_ipv6(nic.port)
-            self._rtnl.set_up(nic.port)
+            self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}")
             inside.configure(nic.name, addresses=nic.addresses, routes=routes)
         except OSError as error:
             self.unplug(nic.port)
             raise _refused(error, container_id, nic) from error
 
-    def _make(self, container_id: str, nic: Nic, netns_fd: int) -> None:
+    def _make(self, nic: Nic, netns_fd: int) -> None:
         bridge_index = self._rtnl.link_index(nic.bridge)
         for is_last in (False, True):
             try:
@@ -77,7 +76,6 @@ class Ports:
                     nic.port,
                     bridge_index=bridge_index,
                     mtu=nic.mtu,
-                    alias=f"{self._prefix}{container_id}",
                     peer_name=nic.name,
                     peer_mac=nic.mac,
                     peer_netns_fd=netns_fd,

@@ -20,7 +20,8 @@ op                   arguments                                              resu
 ===================  =====================================================  ==========================================================
 ``template``         ``masks``: list of absolute paths to hide              ``{}``; the masks hold for every later start
 ``prepare``          ``id``                                                 ``{}`` + fds [netns, rtnetlink socket inside it]; makes the
-                                                                            network namespace (loopback up), or gives the one it has
+                                                                            network namespace (loopback up), or gives the one it has,
+                                                                            and clones: the clone sets itself up and waits for ``start``
 ``netlink``          ``id``                                                 ``{}`` + fd [rtnetlink socket inside its namespace]
 ``start``            ``id``                                                 ``{"pid", "start_time"}`` + fds [pidfd, out, err] (``out``,
                                                                             ``err``: further read ends of the log pipes or of the
@@ -38,7 +39,7 @@ op                   arguments                                              resu
                      ``launch.json``: argv env cwd uid gid groups caps      [pidfd, terminal]
                      seccomp tty rows columns) + fds [in, out, err]
                      without ``tty``
-``adopt``            ``id``, ``wait_status`` (of waitpid(2), or null) +      ``{"status"}``; after a keeper died: nestbedd gives what it held
+``adopt``            ``id``, ``wait_status`` (of waitpid(2), or null) +     ``{"status"}``; after a keeper died: nestbedd gives what it held
                      fds [netns] or [netns, out, err]                       (duplicates), and how the program ended if it saw that
 ``restart_policy``   ``id``, ``mode``, ``max_retries``                      ``{}``
 ``release``          ``id``                                                 ``{}``; forgets the container (it must not run) and lets
@@ -53,10 +54,11 @@ Events: ``exited`` ``{"id", "status"}`` (after the log is complete and ``status.
 **Errors of start and exec**: ``step`` is one of STEPS; for ``execve`` errno ENOENT/ENOTDIR means program not found, EACCES and ENOEXEC
 not executable.
 
-**In the bundle**: ``launch.json`` (nestbedd's, written before ``prepare``; LAUNCH_KEYS), ``hosts``, ``resolv.conf``, ``hostname``
-(nestbedd's; shown inside; rewritten in place, never replaced), ``status.json`` (the keeper's, replaced atomically: ``state`` created|running|restarting|stopped,
-``pid``, ``start_time`` (clock ticks), ``started_at``, ``exit`` (code, signal, reason, message, at) or null, ``restarts``, ``log_bytes_lost``, ``stop_asked``, ``pipes``
-(inode numbers)), ``log`` and ``log.1`` ... (the keeper's; format in ``nestbed.runlog``), ``scratch/`` (mount point, empty).
+**In the bundle**: ``launch.json`` (nestbedd's, written before ``prepare``; the keys of :class:`Launch`), ``hosts`` (nestbedd's,
+before ``prepare``; shown inside, so rewritten in place, never replaced), ``status.json`` (the keeper's, replaced atomically: ``state``
+created|running|restarting|stopped, ``pid``, ``start_time`` (clock ticks), ``started_at``, ``exit`` (code, signal, reason, message, at)
+or null, ``restarts``, ``log_bytes_lost``, ``stop_asked``, ``pipes`` (inode numbers), ``holder``), ``log`` and ``log.1`` ... (the
+keeper's; format in ``nestbed.runlog``).
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ class LaunchRoot(TypedDict, total=False):
 
 
 class Launch(TypedDict, total=False):
-    """``launch.json``: all the keeper needs to start the container, also without nestbedd. LAUNCH_KEYS are these."""
+    """``launch.json``: all the keeper needs to start the container, also without nestbedd."""
 
     id: str
     argv: list[str]
