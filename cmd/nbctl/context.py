@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbctl.failure import Usage
@@ -55,8 +55,12 @@ class Context:
             # gRPC's C core writes notes of its own to standard error, and its fork handlers serve nobody here.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+            from pathlib import Path  # noqa: PLC0415 - see below
+
             from nestbed.client import Client  # noqa: PLC0415 - importing gRPC takes longer than most commands
 
+            gc.freeze()
+            gc.enable()
             ca, cert, key = (Path(self._environment[name]) if self._environment.get(name) else None for name in TLS_VARIABLES)
             self._client = Client.connect(self.address, tls_ca=ca, tls_cert=cert, tls_key=key)
         return self._client

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -113,6 +112,8 @@ def _one(name: str, items: Sequence[N]) -> N:
 
 async def each(chosen: Collection[Target], act: Callable[[Target], Awaitable[T]], done: Callable[[Target, T], None]) -> int:
     """Do ``act`` for all, at most AT_ONCE at a time; tell ``done`` of each success, in order; report all errors; the exit code."""
+    import asyncio  # noqa: PLC0415 - help and misspellings do without
+
     gate = asyncio.Semaphore(AT_ONCE)
     failures: list[NestbedError] = []
 

@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nbctl.failure import Usage, nearest
 
@@ -128,8 +128,7 @@ def variable(text: str, where: str = "--env") -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class LanArgument:
+class LanArgument(NamedTuple):
     """``--lan LAN[,ip=CIDR]...[,mac=MAC][,name=IF]``: the node decides whether the values fit."""
 
     lan: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+import os
 from typing import TYPE_CHECKING
 
 from nbctl import output
@@ -31,7 +31,9 @@ def _options(parser: Parser) -> None:
 
 
 def _completion(_: Context, args: Namespace) -> int:
-    output.write(resources.files("nbctl.completion").joinpath(_FILES[args.shell]).read_text(encoding="utf-8"))
+    folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "completion")
+    with open(os.path.join(folder, _FILES[args.shell]), encoding="utf-8") as file:
+        output.write(file.read())
     return OK
 
 

@@ -267,9 +267,9 @@ async def _attach(context: Context, args: Namespace) -> int:
 
 
 _SIGNALS = """\
-Without -it, signals that nbctl gets go to the program: Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2. A first process for
-which no handler is set ignores them (use --init); three times Ctrl-C within two seconds kills it. With -it every key goes to
-the program, and Ctrl-P Ctrl-Q leaves it running."""
+Without -it, signals that nbctl gets go to the program: Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and
+SIGUSR2. Three times Ctrl-C within two seconds kills it. With -it every key goes to the program, and
+Ctrl-P Ctrl-Q leaves it running."""
 
 COMMANDS = {
     "run process": Command(

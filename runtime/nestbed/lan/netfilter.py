@@ -14,6 +14,7 @@ from pathlib import Path
 from nestbed.model import Ability
 
 _SETTINGS = Path("/proc/sys/net/bridge")
+_MACHINE_WIDE = Path("/proc/sys/net/core/netdev_max_backlog")
 _NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
 
@@ -51,8 +52,9 @@ def _read(path: Path) -> str:
 
 
 def _in_first_namespace() -> bool:
+    own = os.stat("/proc/self/ns/net")
     try:
-        first, own = os.stat("/proc/1/ns/net"), os.stat("/proc/self/ns/net")
-    except OSError:  # cannot be told: leave the settings to the administrator
-        return True
+        first = os.stat("/proc/1/ns/net")
+    except OSError:  # not ours to look at; settings of the whole machine are shown in the first namespace only
+        return _MACHINE_WIDE.exists()
     return (first.st_dev, first.st_ino) == (own.st_dev, own.st_ino)

@@ -157,7 +157,7 @@ class Dialogue:
                 ours = _pipes(theirs, stdin=spec.stdin)
             reply = await self._parts.keeper.call("exec", fds=theirs, id=self._spec.id, exec_id=execution.id, launch=launch)
         except BaseException as error:
-            del self._executions[execution.id]
+            self._executions.pop(execution.id, None)
             close_all(list(ours.values()))
             if isinstance(error, KeeperError):
                 translate = translated_answer(error, self._spec.id) if error.step == "keeper" else None
@@ -171,6 +171,8 @@ class Dialogue:
         else:
             stdin = ours.pop(0, -1)
             execution.started(pidfd, Reader(ours), Writer(stdin, tty=False) if stdin >= 0 else None)
+        if execution.id not in self._executions:  # it ended already, or the keeper that was to tell of it has
+            execution.keeper_gone()
         return execution
 
     def _user(self, text: str) -> User:
