@@ -8,7 +8,7 @@ import json
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,13 +119,54 @@ class Fort:
 
         return self.call(running)
 
+    @staticmethod
+    def program(attack: Callable[..., Any], *args: object) -> tuple[str, ...]:
+        """The arguments of a program that calls ``attack`` and prints what it returns."""
+        return (*PYTHON, script(attack, args))
+
     def inside(self, attack: Callable[..., Any], *args: object, **fields: Any) -> Any:
         """Call ``attack`` as the first program of a new container; what it returns."""
-        return answer(self.run(*PYTHON, script(attack, args), **fields))
+        return answer(self.run(*self.program(attack, *args), **fields))
 
     def inside_of(self, container: str, attack: Callable[..., Any], *args: object) -> Any:
         """Call ``attack`` in a container that runs; what it returns."""
-        return answer(self.exec(container, *PYTHON, script(attack, args)))
+        return answer(self.exec(container, *self.program(attack, *args)))
+
+    @staticmethod
+    def answer(result: Result) -> Any:
+        """What the program of an attack printed."""
+        return answer(result)
+
+    def logged(self, container: str) -> Any:
+        """What the attack that was a container's first program returned."""
+
+        async def logging(client: Client) -> bytes:
+            return b"".join([entry.data async for entry in client.logs(container)])
+
+        return json.loads(self.call(logging))
+
+    def script_file(self, interpreter: str) -> Path:
+        """A script of this interpreter."""
+        path = self.base / "evil-script"
+        path.write_text(f"#!{interpreter}\n")
+        path.chmod(0o755)
+        return path
+
+    def copy_out(self, container: str, path: str, *, socket: str = "admin.sock") -> bytes:
+        """A tar archive of what is there."""
+
+        async def copying(client: Client) -> bytes:
+            return b"".join([chunk async for chunk in client.copy_from(container, path)])
+
+        return self.call(copying, socket=socket)
+
+    def copy_in(self, container: str, path: str, data: bytes, *, socket: str = "admin.sock") -> None:
+        """Unpack a tar archive there."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+
+        self.call(lambda client: client.copy_to(container, path, chunks()), socket=socket)
 
     def container(self, name: str) -> api.Container:
         return self.call(lambda client: client.get_container(name))

@@ -156,6 +156,8 @@ async def test_privileged_containers_are_for_admin(bench, node) -> None:
         await node.update(name, Change(name="x"), admin=False)
     with pytest.raises(PermissionDenied):
         await node.extract(name, "/tmp", tar(), admin=False)
+    with pytest.raises(PermissionDenied):
+        await anext(node.archive(name, "/etc/passwd", admin=False))
     await (await node.attach(name, run=False, stdin=False, admin=False)).aclose()
 
 
@@ -290,16 +292,16 @@ async def test_exec(bench, node) -> None:
 
 async def test_copy_in_and_out(bench, node) -> None:
     await bench.run(name="web")
-    data = b"".join([chunk async for chunk in node.archive("web", "/etc/passwd")])
+    data = b"".join([chunk async for chunk in node.archive("web", "/etc/passwd", admin=True)])
     assert b"root:x:0" in data
 
     async def chunks() -> AsyncIterator[bytes]:
         yield data
 
     await node.extract("web", "/tmp", chunks(), admin=True)
-    assert [chunk async for chunk in node.archive("web", "/tmp/passwd")]
+    assert [chunk async for chunk in node.archive("web", "/tmp/passwd", admin=True)]
     with pytest.raises(InvalidArgument):
-        await anext(node.archive("web", "relative"))
+        await anext(node.archive("web", "relative", admin=True))
 
 
 async def test_update(bench) -> None:
@@ -387,7 +389,7 @@ def calls(bench, ref: str, text: str, whole: int, real: float) -> list[Callable[
         return [batch async for batch in node.logs(ref, since=real, tail=whole)]
 
     async def archive() -> object:
-        return [chunk async for chunk in node.archive(ref, text)]
+        return [chunk async for chunk in node.archive(ref, text, admin=True)]
 
     async def containers() -> object:
         return node.containers(names=(ref, text), labels=((ref, text),)), node.lans(names=(text,)), node.lan(text)

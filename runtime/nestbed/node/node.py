@@ -317,14 +317,17 @@ class Node:
         """
         await self._parts.operations.run(self._lifecycle.delete(self._find(ref), force=force))
 
-    async def archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+    async def archive(self, ref: str, path: str, *, admin: bool) -> AsyncIterator[bytes]:
         """A tar stream of a path inside.
 
         Raises:
+            PermissionDenied: it is privileged (so its files may be the node's) and the caller is not admin.
             NotFound, InvalidArgument, Unsupported.
         """
         bounds.check_path("the path", path)
-        async for chunk in await self._files(self._find(ref)).archive(path):
+        held = self._find(ref)
+        self._check_entry(held, admin=admin, doing="copy out of")
+        async for chunk in await self._files(held).archive(path):
             yield chunk
 
     async def extract(self, ref: str, path: str, chunks: AsyncIterator[bytes], *, admin: bool) -> None:

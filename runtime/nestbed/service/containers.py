@@ -96,7 +96,7 @@ class Containers(ContainerServiceServicer):
         return api.DeleteContainerResponse()
 
     async def CopyFrom(self, request: api.CopyFromRequest, context: Any) -> AsyncIterator[api.CopyFromResponse]:
-        async with closing(self._node.archive(request.container, request.path)) as chunks:
+        async with closing(self._node.archive(request.container, request.path, admin=caller().is_admin)) as chunks:
             async for chunk in chunks:
                 for begin in range(0, len(chunk), COPY_RESPONSE_BYTES):
                     yield api.CopyFromResponse(data=chunk[begin : begin + COPY_RESPONSE_BYTES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -42,6 +43,13 @@ def attempt(act: Callable[[], object]) -> str:
         act()
     except OSError as error:
         return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def link_of(path: str) -> str:
+    """Where a symbolic or magic link points, or "" if that is not told."""
+    with contextlib.suppress(OSError):
+        return os.readlink(path)
     return ""
 
 
