@@ -10,12 +10,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import IO
 
-_BOUND: ContextVar[dict[str, str]] = ContextVar("nestbed_log_fields", default={})
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_BOUND: ContextVar[Mapping[str, str]] = ContextVar("nestbed_log_fields", default=_NOTHING)
 
 
 @contextmanager

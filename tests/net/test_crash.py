@@ -309,7 +309,7 @@ async def test_kills_at_random_moments(machine) -> None:
         callers = [Caller(site, number) for number in range(CALLERS)]
         kills = number = 0
         while kills < KILLS:
-            this = Round(site, number); import sys; print(time.monotonic(), number, this.victims, kills, [c.operations for c in callers], file=sys.stderr)
+            this = Round(site, number); import sys; print("T", time.monotonic(), number, this.victims, kills, [c.operations for c in callers], file=sys.stderr)
             await this.run(callers)
             kills, number = kills + this.kills, number + 1
             where = f"after {kills} kills, the last of {this.victims}"

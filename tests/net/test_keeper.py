@@ -143,6 +143,7 @@ class KeeperUser:
         return id
 
     def run(self, *argv, **changes):
+        """Id and exit status of a program that has ended."""
         id = self.begin(*argv, **changes)
         return id, self.event("exited", id)["status"]["exit"]
 
@@ -189,8 +190,8 @@ def until(path: Path, text: bytes):
 
 
 def test_program_runs_with_its_own_names_and_its_status_is_kept(keeper):
-    id, exit = keeper.run("sh", "-c", "hostname; echo out; echo err >&2; exit 3")
-    assert exit["code"] == 3
+    id, ended = keeper.run("sh", "-c", "hostname; echo out; echo err >&2; exit 3")
+    assert ended["code"] == 3
     assert keeper.log(id).split() == [b"box", b"out", b"err"]
     assert keeper.status(id)["exit"]["code"] == 3
 
@@ -260,8 +261,8 @@ def test_exec_joins_every_namespace(keeper):
     read, write = os.pipe()
     null = os.open("/dev/null", os.O_RDONLY)
     launch = json.loads((keeper.bundles / id / "launch.json").read_text())
-    script = "for n in cgroup ipc mnt net pid uts; do test $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n) || echo $n; done; ls /proc/self/fd"
-    launch["argv"] = ["sh", "-c", script]
+    same = "test $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n)"
+    launch["argv"] = ["sh", "-c", f"for n in cgroup ipc mnt net pid uts; do {same} || echo $n; done; ls /proc/self/fd"]
     keeper.call("exec", [null, write, write], id=id, exec_id="x", launch=launch)
     os.close(write)
     os.close(null)
@@ -340,7 +341,7 @@ def test_keeper_is_not_dumpable_and_its_interpreter_is_read_only(keeper):
     pid = keeper.process.pid
     id = keeper.begin("sleep", "60")
     assert Path(f"/proc/{pid}/comm").read_text() == "nestbed-keeper\n"
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="Read-only file system|Text file busy") as refused:
         os.open(f"/proc/{pid}/exe", os.O_WRONLY)
     assert refused.value.errno in (errno.EROFS, errno.ETXTBSY)
     mounts = Path(f"/proc/{pid}/mountinfo").read_text()
@@ -352,7 +353,8 @@ def test_keeper_is_not_dumpable_and_its_interpreter_is_read_only(keeper):
 def test_bootstrap_protocol_survives_anything(keeper):
     rng = random.Random(1)
     id = keeper.begin("sleep", "60")
-    good = [{"op": op, "seq": 1, "id": id, "grace": 1, "signal": 0, "mode": "no", "max_retries": 0} for op in ("signal", "attach", "exec", "netlink", "nope")]
+    operations = ("signal", "attach", "exec", "netlink", "nope")
+    good = [{"op": name, "seq": 1, "id": id, "grace": 1, "signal": 0, "mode": "no", "max_retries": 0} for name in operations]
     for _ in range(400):
         message = bytearray(json.dumps(rng.choice(good)).encode())
         for _ in range(rng.randrange(6)):
@@ -368,7 +370,8 @@ def test_bootstrap_protocol_survives_anything(keeper):
 
 
 def test_log_rotates_and_is_never_a_link(keeper, tmp_path):
-    id = keeper.bundle("sh", "-c", "i=0; while [ $i -lt 9000 ]; do i=$((i+1)); echo a line of some length $i; done", log={"bytes_max": 65536, "files": 3})
+    script = "i=0; while [ $i -lt 9000 ]; do i=$((i+1)); echo a line of some length $i; done"
+    id = keeper.bundle("sh", "-c", script, log={"bytes_max": 65536, "files": 3})
     secret = tmp_path / "secret"
     secret.write_text("")
     keeper.call("prepare", id=id)

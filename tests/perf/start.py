@@ -335,7 +335,9 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(prog="hack/bench start", description="Start-up, memory and speed of process containers, beside peers.")
-    parser.add_argument("--n", type=lambda text: [int(word) for word in text.split(",")], default=[10, 100, 500, 1000], help="numbers of containers")
+    parser.add_argument(
+        "--n", type=lambda text: [int(word) for word in text.split(",")], default=[10, 100, 500, 1000], help="how many, such as 10,100"
+    )
     parser.add_argument("--callers-n", type=int, default=300, help="containers for the run with four callers")
     parser.add_argument("--tcp-runs", type=int, default=3, help="runs of TCP, each beside the bare bridge")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run of TCP")

@@ -21,7 +21,7 @@ from nestbed.process.plan import bind, is_within
 from nestbed.process.protocol import LaunchMount
 
 _OWN = ("/proc", "/sys", "/dev", "/run", "/var/run")
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES, errno.ENAMETOOLONG)
 
 
 class Lookup:

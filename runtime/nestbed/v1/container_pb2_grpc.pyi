@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from nestbed.v1 import container_pb2 as _container_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,91 +15,44 @@ GRPC_VERSION: str
 class ContainerServiceStub:
     """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ContainerServiceAsyncStub: ...
-    CreateContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.CreateContainerRequest, _container_pb2.CreateContainerResponse]
-    """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
-    content gives the same container again.
-    """
-    GetContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.GetContainerRequest, _container_pb2.GetContainerResponse]
-    """GetContainer gives one container."""
-    ListContainers: _grpc.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]
-    """ListContainers gives containers by page, oldest first."""
-    StartContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]
-    """StartContainer runs the program; it answers when the program has been executed."""
-    StopContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.StopContainerRequest, _container_pb2.StopContainerResponse]
-    """StopContainer asks the program to end and ends it after the grace period."""
-    KillContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]
-    """KillContainer sends a signal to the container's first process."""
-    PauseContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.PauseContainerRequest, _container_pb2.PauseContainerResponse]
-    """PauseContainer freezes all processes of the container."""
-    ResumeContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.ResumeContainerRequest, _container_pb2.ResumeContainerResponse]
-    """ResumeContainer thaws a paused container."""
-    WaitContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]
-    """WaitContainer answers when the container has stopped for good (restarts included)."""
-    Exec: _grpc.StreamStreamMultiCallable[_container_pb2.ExecRequest, _container_pb2.ExecResponse]
-    """Exec runs a further program inside. The first request holds `start`; the last response holds `exit`."""
-    Attach: _grpc.StreamStreamMultiCallable[_container_pb2.AttachRequest, _container_pb2.AttachResponse]
-    """Attach connects to the first program's streams. The first request holds `start`; with `start.run` the container is started
-    after the connection is made, so that no output is missed. The last response holds `exit`.
-    """
-    GetLogs: _grpc.UnaryStreamMultiCallable[_container_pb2.GetLogsRequest, _container_pb2.GetLogsResponse]
-    """GetLogs gives what the program wrote, with time stamps, and follows it on request."""
-    GetStats: _grpc.UnaryStreamMultiCallable[_container_pb2.GetStatsRequest, _container_pb2.GetStatsResponse]
-    """GetStats gives use of resources, once or every interval."""
-    UpdateContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.UpdateContainerRequest, _container_pb2.UpdateContainerResponse]
-    """UpdateContainer changes limits, restart policy or name."""
-    DeleteContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.DeleteContainerRequest, _container_pb2.DeleteContainerResponse]
-    """DeleteContainer removes a container and all it has. A running one only with `force`."""
-    CopyFrom: _grpc.UnaryStreamMultiCallable[_container_pb2.CopyFromRequest, _container_pb2.CopyFromResponse]
-    """CopyFrom streams a tar archive of a path inside."""
-    CopyTo: _grpc.StreamUnaryMultiCallable[_container_pb2.CopyToRequest, _container_pb2.CopyToResponse]
-    """CopyTo unpacks a tar archive inside. The first request holds `start`."""
-
-@_typing.type_check_only
-class ContainerServiceAsyncStub(ContainerServiceStub):
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.CreateContainerRequest, _container_pb2.CreateContainerResponse]  # type: ignore[assignment]
+    CreateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.CreateContainerRequest, _container_pb2.CreateContainerResponse]
     """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
     content gives the same container again.
     """
-    GetContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.GetContainerRequest, _container_pb2.GetContainerResponse]  # type: ignore[assignment]
+    GetContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.GetContainerRequest, _container_pb2.GetContainerResponse]
     """GetContainer gives one container."""
-    ListContainers: _aio.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]  # type: ignore[assignment]
+    ListContainers: _aio.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]
     """ListContainers gives containers by page, oldest first."""
-    StartContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]  # type: ignore[assignment]
+    StartContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]
     """StartContainer runs the program; it answers when the program has been executed."""
-    StopContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StopContainerRequest, _container_pb2.StopContainerResponse]  # type: ignore[assignment]
+    StopContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StopContainerRequest, _container_pb2.StopContainerResponse]
     """StopContainer asks the program to end and ends it after the grace period."""
-    KillContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]  # type: ignore[assignment]
+    KillContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]
     """KillContainer sends a signal to the container's first process."""
-    PauseContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.PauseContainerRequest, _container_pb2.PauseContainerResponse]  # type: ignore[assignment]
+    PauseContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.PauseContainerRequest, _container_pb2.PauseContainerResponse]
     """PauseContainer freezes all processes of the container."""
-    ResumeContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.ResumeContainerRequest, _container_pb2.ResumeContainerResponse]  # type: ignore[assignment]
+    ResumeContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.ResumeContainerRequest, _container_pb2.ResumeContainerResponse]
     """ResumeContainer thaws a paused container."""
-    WaitContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]  # type: ignore[assignment]
+    WaitContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]
     """WaitContainer answers when the container has stopped for good (restarts included)."""
-    Exec: _aio.StreamStreamMultiCallable[_container_pb2.ExecRequest, _container_pb2.ExecResponse]  # type: ignore[assignment]
+    Exec: _aio.StreamStreamMultiCallable[_container_pb2.ExecRequest, _container_pb2.ExecResponse]
     """Exec runs a further program inside. The first request holds `start`; the last response holds `exit`."""
-    Attach: _aio.StreamStreamMultiCallable[_container_pb2.AttachRequest, _container_pb2.AttachResponse]  # type: ignore[assignment]
+    Attach: _aio.StreamStreamMultiCallable[_container_pb2.AttachRequest, _container_pb2.AttachResponse]
     """Attach connects to the first program's streams. The first request holds `start`; with `start.run` the container is started
     after the connection is made, so that no output is missed. The last response holds `exit`.
     """
-    GetLogs: _aio.UnaryStreamMultiCallable[_container_pb2.GetLogsRequest, _container_pb2.GetLogsResponse]  # type: ignore[assignment]
+    GetLogs: _aio.UnaryStreamMultiCallable[_container_pb2.GetLogsRequest, _container_pb2.GetLogsResponse]
     """GetLogs gives what the program wrote, with time stamps, and follows it on request."""
-    GetStats: _aio.UnaryStreamMultiCallable[_container_pb2.GetStatsRequest, _container_pb2.GetStatsResponse]  # type: ignore[assignment]
+    GetStats: _aio.UnaryStreamMultiCallable[_container_pb2.GetStatsRequest, _container_pb2.GetStatsResponse]
     """GetStats gives use of resources, once or every interval."""
-    UpdateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.UpdateContainerRequest, _container_pb2.UpdateContainerResponse]  # type: ignore[assignment]
+    UpdateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.UpdateContainerRequest, _container_pb2.UpdateContainerResponse]
     """UpdateContainer changes limits, restart policy or name."""
-    DeleteContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.DeleteContainerRequest, _container_pb2.DeleteContainerResponse]  # type: ignore[assignment]
+    DeleteContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.DeleteContainerRequest, _container_pb2.DeleteContainerResponse]
     """DeleteContainer removes a container and all it has. A running one only with `force`."""
-    CopyFrom: _aio.UnaryStreamMultiCallable[_container_pb2.CopyFromRequest, _container_pb2.CopyFromResponse]  # type: ignore[assignment]
+    CopyFrom: _aio.UnaryStreamMultiCallable[_container_pb2.CopyFromRequest, _container_pb2.CopyFromResponse]
     """CopyFrom streams a tar archive of a path inside."""
-    CopyTo: _aio.StreamUnaryMultiCallable[_container_pb2.CopyToRequest, _container_pb2.CopyToResponse]  # type: ignore[assignment]
+    CopyTo: _aio.StreamUnaryMultiCallable[_container_pb2.CopyToRequest, _container_pb2.CopyToResponse]
     """CopyTo unpacks a tar archive inside. The first request holds `start`."""
 
 class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -123,8 +62,8 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateContainer(
         self,
         request: _container_pb2.CreateContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.CreateContainerResponse, _abc.Awaitable[_container_pb2.CreateContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.CreateContainerRequest, _abc.Awaitable[_container_pb2.CreateContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.CreateContainerResponse]:
         """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
         content gives the same container again.
         """
@@ -133,80 +72,80 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetContainer(
         self,
         request: _container_pb2.GetContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.GetContainerResponse, _abc.Awaitable[_container_pb2.GetContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.GetContainerRequest, _abc.Awaitable[_container_pb2.GetContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.GetContainerResponse]:
         """GetContainer gives one container."""
 
     @_abc_1.abstractmethod
     def ListContainers(
         self,
         request: _container_pb2.ListContainersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.ListContainersResponse, _abc.Awaitable[_container_pb2.ListContainersResponse]]:
+        context: _aio.ServicerContext[_container_pb2.ListContainersRequest, _abc.Awaitable[_container_pb2.ListContainersResponse]],
+    ) -> _abc.Awaitable[_container_pb2.ListContainersResponse]:
         """ListContainers gives containers by page, oldest first."""
 
     @_abc_1.abstractmethod
     def StartContainer(
         self,
         request: _container_pb2.StartContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.StartContainerResponse, _abc.Awaitable[_container_pb2.StartContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.StartContainerRequest, _abc.Awaitable[_container_pb2.StartContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.StartContainerResponse]:
         """StartContainer runs the program; it answers when the program has been executed."""
 
     @_abc_1.abstractmethod
     def StopContainer(
         self,
         request: _container_pb2.StopContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.StopContainerResponse, _abc.Awaitable[_container_pb2.StopContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.StopContainerRequest, _abc.Awaitable[_container_pb2.StopContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.StopContainerResponse]:
         """StopContainer asks the program to end and ends it after the grace period."""
 
     @_abc_1.abstractmethod
     def KillContainer(
         self,
         request: _container_pb2.KillContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.KillContainerResponse, _abc.Awaitable[_container_pb2.KillContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.KillContainerRequest, _abc.Awaitable[_container_pb2.KillContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.KillContainerResponse]:
         """KillContainer sends a signal to the container's first process."""
 
     @_abc_1.abstractmethod
     def PauseContainer(
         self,
         request: _container_pb2.PauseContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.PauseContainerResponse, _abc.Awaitable[_container_pb2.PauseContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.PauseContainerRequest, _abc.Awaitable[_container_pb2.PauseContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.PauseContainerResponse]:
         """PauseContainer freezes all processes of the container."""
 
     @_abc_1.abstractmethod
     def ResumeContainer(
         self,
         request: _container_pb2.ResumeContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.ResumeContainerResponse, _abc.Awaitable[_container_pb2.ResumeContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.ResumeContainerRequest, _abc.Awaitable[_container_pb2.ResumeContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.ResumeContainerResponse]:
         """ResumeContainer thaws a paused container."""
 
     @_abc_1.abstractmethod
     def WaitContainer(
         self,
         request: _container_pb2.WaitContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.WaitContainerResponse, _abc.Awaitable[_container_pb2.WaitContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.WaitContainerRequest, _abc.Awaitable[_container_pb2.WaitContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.WaitContainerResponse]:
         """WaitContainer answers when the container has stopped for good (restarts included)."""
 
     @_abc_1.abstractmethod
     def Exec(
         self,
-        request_iterator: _MaybeAsyncIterator[_container_pb2.ExecRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_container_pb2.ExecResponse], _abc.AsyncIterator[_container_pb2.ExecResponse]]:
+        request_iterator: _abc.AsyncIterator[_container_pb2.ExecRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_container_pb2.ExecRequest], _abc.AsyncIterator[_container_pb2.ExecResponse]],
+    ) -> _abc.AsyncIterator[_container_pb2.ExecResponse]:
         """Exec runs a further program inside. The first request holds `start`; the last response holds `exit`."""
 
     @_abc_1.abstractmethod
     def Attach(
         self,
-        request_iterator: _MaybeAsyncIterator[_container_pb2.AttachRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_container_pb2.AttachResponse], _abc.AsyncIterator[_container_pb2.AttachResponse]]:
+        request_iterator: _abc.AsyncIterator[_container_pb2.AttachRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_container_pb2.AttachRequest], _abc.AsyncIterator[_container_pb2.AttachResponse]],
+    ) -> _abc.AsyncIterator[_container_pb2.AttachResponse]:
         """Attach connects to the first program's streams. The first request holds `start`; with `start.run` the container is started
         after the connection is made, so that no output is missed. The last response holds `exit`.
         """
@@ -215,48 +154,48 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetLogs(
         self,
         request: _container_pb2.GetLogsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_container_pb2.GetLogsResponse], _abc.AsyncIterator[_container_pb2.GetLogsResponse]]:
+        context: _aio.ServicerContext[_container_pb2.GetLogsRequest, _abc.AsyncIterator[_container_pb2.GetLogsResponse]],
+    ) -> _abc.AsyncIterator[_container_pb2.GetLogsResponse]:
         """GetLogs gives what the program wrote, with time stamps, and follows it on request."""
 
     @_abc_1.abstractmethod
     def GetStats(
         self,
         request: _container_pb2.GetStatsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_container_pb2.GetStatsResponse], _abc.AsyncIterator[_container_pb2.GetStatsResponse]]:
+        context: _aio.ServicerContext[_container_pb2.GetStatsRequest, _abc.AsyncIterator[_container_pb2.GetStatsResponse]],
+    ) -> _abc.AsyncIterator[_container_pb2.GetStatsResponse]:
         """GetStats gives use of resources, once or every interval."""
 
     @_abc_1.abstractmethod
     def UpdateContainer(
         self,
         request: _container_pb2.UpdateContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.UpdateContainerResponse, _abc.Awaitable[_container_pb2.UpdateContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.UpdateContainerRequest, _abc.Awaitable[_container_pb2.UpdateContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.UpdateContainerResponse]:
         """UpdateContainer changes limits, restart policy or name."""
 
     @_abc_1.abstractmethod
     def DeleteContainer(
         self,
         request: _container_pb2.DeleteContainerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.DeleteContainerResponse, _abc.Awaitable[_container_pb2.DeleteContainerResponse]]:
+        context: _aio.ServicerContext[_container_pb2.DeleteContainerRequest, _abc.Awaitable[_container_pb2.DeleteContainerResponse]],
+    ) -> _abc.Awaitable[_container_pb2.DeleteContainerResponse]:
         """DeleteContainer removes a container and all it has. A running one only with `force`."""
 
     @_abc_1.abstractmethod
     def CopyFrom(
         self,
         request: _container_pb2.CopyFromRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_container_pb2.CopyFromResponse], _abc.AsyncIterator[_container_pb2.CopyFromResponse]]:
+        context: _aio.ServicerContext[_container_pb2.CopyFromRequest, _abc.AsyncIterator[_container_pb2.CopyFromResponse]],
+    ) -> _abc.AsyncIterator[_container_pb2.CopyFromResponse]:
         """CopyFrom streams a tar archive of a path inside."""
 
     @_abc_1.abstractmethod
     def CopyTo(
         self,
-        request_iterator: _MaybeAsyncIterator[_container_pb2.CopyToRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.CopyToResponse, _abc.Awaitable[_container_pb2.CopyToResponse]]:
+        request_iterator: _abc.AsyncIterator[_container_pb2.CopyToRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_container_pb2.CopyToRequest], _abc.Awaitable[_container_pb2.CopyToResponse]],
+    ) -> _abc.Awaitable[_container_pb2.CopyToResponse]:
         """CopyTo unpacks a tar archive inside. The first request holds `start`."""
 
-def add_ContainerServiceServicer_to_server(servicer: ContainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ContainerServiceServicer_to_server(servicer: ContainerServiceServicer, server: _aio.Server) -> None: ...

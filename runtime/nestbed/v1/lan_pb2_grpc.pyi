@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from nestbed.v1 import lan_pb2 as _lan_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,39 +15,18 @@ GRPC_VERSION: str
 class LanServiceStub:
     """LanService makes LANs and connects containers to them. `lan` fields take an id or a name."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> LanServiceAsyncStub: ...
-    CreateLan: _grpc.UnaryUnaryMultiCallable[_lan_pb2.CreateLanRequest, _lan_pb2.CreateLanResponse]
-    """CreateLan makes a LAN. The same request_id with the same content gives the same LAN again."""
-    GetLan: _grpc.UnaryUnaryMultiCallable[_lan_pb2.GetLanRequest, _lan_pb2.GetLanResponse]
-    """GetLan gives one LAN."""
-    ListLans: _grpc.UnaryUnaryMultiCallable[_lan_pb2.ListLansRequest, _lan_pb2.ListLansResponse]
-    """ListLans gives LANs by page, oldest first."""
-    DeleteLan: _grpc.UnaryUnaryMultiCallable[_lan_pb2.DeleteLanRequest, _lan_pb2.DeleteLanResponse]
-    """DeleteLan removes a LAN that has no members."""
-    ConnectLan: _grpc.UnaryUnaryMultiCallable[_lan_pb2.ConnectLanRequest, _lan_pb2.ConnectLanResponse]
-    """ConnectLan gives a container, running or not, a NIC on the LAN."""
-    DisconnectLan: _grpc.UnaryUnaryMultiCallable[_lan_pb2.DisconnectLanRequest, _lan_pb2.DisconnectLanResponse]
-    """DisconnectLan takes a container's NICs on the LAN away."""
-
-@_typing.type_check_only
-class LanServiceAsyncStub(LanServiceStub):
-    """LanService makes LANs and connects containers to them. `lan` fields take an id or a name."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.CreateLanRequest, _lan_pb2.CreateLanResponse]  # type: ignore[assignment]
+    CreateLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.CreateLanRequest, _lan_pb2.CreateLanResponse]
     """CreateLan makes a LAN. The same request_id with the same content gives the same LAN again."""
-    GetLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.GetLanRequest, _lan_pb2.GetLanResponse]  # type: ignore[assignment]
+    GetLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.GetLanRequest, _lan_pb2.GetLanResponse]
     """GetLan gives one LAN."""
-    ListLans: _aio.UnaryUnaryMultiCallable[_lan_pb2.ListLansRequest, _lan_pb2.ListLansResponse]  # type: ignore[assignment]
+    ListLans: _aio.UnaryUnaryMultiCallable[_lan_pb2.ListLansRequest, _lan_pb2.ListLansResponse]
     """ListLans gives LANs by page, oldest first."""
-    DeleteLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DeleteLanRequest, _lan_pb2.DeleteLanResponse]  # type: ignore[assignment]
+    DeleteLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DeleteLanRequest, _lan_pb2.DeleteLanResponse]
     """DeleteLan removes a LAN that has no members."""
-    ConnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.ConnectLanRequest, _lan_pb2.ConnectLanResponse]  # type: ignore[assignment]
+    ConnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.ConnectLanRequest, _lan_pb2.ConnectLanResponse]
     """ConnectLan gives a container, running or not, a NIC on the LAN."""
-    DisconnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DisconnectLanRequest, _lan_pb2.DisconnectLanResponse]  # type: ignore[assignment]
+    DisconnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DisconnectLanRequest, _lan_pb2.DisconnectLanResponse]
     """DisconnectLan takes a container's NICs on the LAN away."""
 
 class LanServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,48 +36,48 @@ class LanServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateLan(
         self,
         request: _lan_pb2.CreateLanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.CreateLanResponse, _abc.Awaitable[_lan_pb2.CreateLanResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.CreateLanRequest, _abc.Awaitable[_lan_pb2.CreateLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.CreateLanResponse]:
         """CreateLan makes a LAN. The same request_id with the same content gives the same LAN again."""
 
     @_abc_1.abstractmethod
     def GetLan(
         self,
         request: _lan_pb2.GetLanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.GetLanResponse, _abc.Awaitable[_lan_pb2.GetLanResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.GetLanRequest, _abc.Awaitable[_lan_pb2.GetLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.GetLanResponse]:
         """GetLan gives one LAN."""
 
     @_abc_1.abstractmethod
     def ListLans(
         self,
         request: _lan_pb2.ListLansRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.ListLansResponse, _abc.Awaitable[_lan_pb2.ListLansResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.ListLansRequest, _abc.Awaitable[_lan_pb2.ListLansResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.ListLansResponse]:
         """ListLans gives LANs by page, oldest first."""
 
     @_abc_1.abstractmethod
     def DeleteLan(
         self,
         request: _lan_pb2.DeleteLanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.DeleteLanResponse, _abc.Awaitable[_lan_pb2.DeleteLanResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.DeleteLanRequest, _abc.Awaitable[_lan_pb2.DeleteLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.DeleteLanResponse]:
         """DeleteLan removes a LAN that has no members."""
 
     @_abc_1.abstractmethod
     def ConnectLan(
         self,
         request: _lan_pb2.ConnectLanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.ConnectLanResponse, _abc.Awaitable[_lan_pb2.ConnectLanResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.ConnectLanRequest, _abc.Awaitable[_lan_pb2.ConnectLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.ConnectLanResponse]:
         """ConnectLan gives a container, running or not, a NIC on the LAN."""
 
     @_abc_1.abstractmethod
     def DisconnectLan(
         self,
         request: _lan_pb2.DisconnectLanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lan_pb2.DisconnectLanResponse, _abc.Awaitable[_lan_pb2.DisconnectLanResponse]]:
+        context: _aio.ServicerContext[_lan_pb2.DisconnectLanRequest, _abc.Awaitable[_lan_pb2.DisconnectLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.DisconnectLanResponse]:
         """DisconnectLan takes a container's NICs on the LAN away."""
 
-def add_LanServiceServicer_to_server(servicer: LanServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_LanServiceServicer_to_server(servicer: LanServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from nestbed.v1 import node_pb2 as _node_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,27 +15,12 @@ GRPC_VERSION: str
 class NodeServiceStub:
     """NodeService tells about the machine that runs nestbedd."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
-    GetInfo: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetInfoRequest, _node_pb2.GetInfoResponse]
-    """GetInfo tells what this node is and what its kernel can and cannot do."""
-    WatchEvents: _grpc.UnaryStreamMultiCallable[_node_pb2.WatchEventsRequest, _node_pb2.WatchEventsResponse]
-    """WatchEvents streams what happens from now on, or from a past event on."""
-    Audit: _grpc.UnaryUnaryMultiCallable[_node_pb2.AuditRequest, _node_pb2.AuditResponse]
-    """Audit compares records with the kernel; it changes nothing."""
-
-@_typing.type_check_only
-class NodeServiceAsyncStub(NodeServiceStub):
-    """NodeService tells about the machine that runs nestbedd."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetInfo: _aio.UnaryUnaryMultiCallable[_node_pb2.GetInfoRequest, _node_pb2.GetInfoResponse]  # type: ignore[assignment]
+    GetInfo: _aio.UnaryUnaryMultiCallable[_node_pb2.GetInfoRequest, _node_pb2.GetInfoResponse]
     """GetInfo tells what this node is and what its kernel can and cannot do."""
-    WatchEvents: _aio.UnaryStreamMultiCallable[_node_pb2.WatchEventsRequest, _node_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    WatchEvents: _aio.UnaryStreamMultiCallable[_node_pb2.WatchEventsRequest, _node_pb2.WatchEventsResponse]
     """WatchEvents streams what happens from now on, or from a past event on."""
-    Audit: _aio.UnaryUnaryMultiCallable[_node_pb2.AuditRequest, _node_pb2.AuditResponse]  # type: ignore[assignment]
+    Audit: _aio.UnaryUnaryMultiCallable[_node_pb2.AuditRequest, _node_pb2.AuditResponse]
     """Audit compares records with the kernel; it changes nothing."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,24 +30,24 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetInfo(
         self,
         request: _node_pb2.GetInfoRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_node_pb2.GetInfoResponse, _abc.Awaitable[_node_pb2.GetInfoResponse]]:
+        context: _aio.ServicerContext[_node_pb2.GetInfoRequest, _abc.Awaitable[_node_pb2.GetInfoResponse]],
+    ) -> _abc.Awaitable[_node_pb2.GetInfoResponse]:
         """GetInfo tells what this node is and what its kernel can and cannot do."""
 
     @_abc_1.abstractmethod
     def WatchEvents(
         self,
         request: _node_pb2.WatchEventsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_node_pb2.WatchEventsResponse], _abc.AsyncIterator[_node_pb2.WatchEventsResponse]]:
+        context: _aio.ServicerContext[_node_pb2.WatchEventsRequest, _abc.AsyncIterator[_node_pb2.WatchEventsResponse]],
+    ) -> _abc.AsyncIterator[_node_pb2.WatchEventsResponse]:
         """WatchEvents streams what happens from now on, or from a past event on."""
 
     @_abc_1.abstractmethod
     def Audit(
         self,
         request: _node_pb2.AuditRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_node_pb2.AuditResponse, _abc.Awaitable[_node_pb2.AuditResponse]]:
+        context: _aio.ServicerContext[_node_pb2.AuditRequest, _abc.Awaitable[_node_pb2.AuditResponse]],
+    ) -> _abc.Awaitable[_node_pb2.AuditResponse]:
         """Audit compares records with the kernel; it changes nothing."""
 
-def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _aio.Server) -> None: ...
