@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -92,6 +94,39 @@ async def _writable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_writer(fd)
+
+
+@contextlib.contextmanager
+def while_read() -> Iterator[None]:
+    """A block that ends as soon as the reader of standard output goes away, even if nothing is written: for what waits for news.
+
+    Raises:
+        BrokenPipeError: that happened.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def end() -> None:
+        nonlocal gone
+        gone = True
+        loop.remove_reader(1)
+        task.cancel()
+
+    if not stat.S_ISFIFO(os.fstat(1).st_mode):
+        yield
+        return
+    # The writing end of a pipe becomes "readable" by POLLERR alone, when its last reader has gone (poll(2)).
+    loop.add_reader(1, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+        raise
+    finally:
+        loop.remove_reader(1)
 
 
 class DetachKeys:

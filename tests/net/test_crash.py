@@ -122,21 +122,28 @@ class Site:
 
     async def call(self, call: Callable[[Client], Awaitable[Any]]) -> Any:
         """The answer to a call, however often it takes until there is a daemon with a keeper that gives it."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            await self._up.wait()
-            client = self._client
-            assert client is not None
-            try:
-                return await call(client)
-            except (Unavailable, Busy, asyncio.CancelledError):
-                # gRPC cancels the calls of a channel that is closed.
-                if time.monotonic() > deadline or asyncio.current_task().cancelling():
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                await self._up.wait()
+                client = self._client
+                assert client is not None
+                try:
+                    return await call(client)
+                except (Unavailable, Busy):
+                    await asyncio.sleep(RETRY_SECONDS)
+                except asyncio.CancelledError:
+                    # gRPC cancels the calls of a channel that is closed.
+                    if asyncio.current_task().cancelling():
+                        raise
 
     async def view(self, name: str) -> api.Container:
         return await self.call(lambda client: client.get_container(name))
+
+    async def wait(self, name: str) -> api.ExitStatus:
+        try:
+            return await self.call(lambda client: client.wait_container(name))
+        except TimeoutError as error:
+            raise AssertionError(f"nobody ever told how this one ended: {await self.view(name)}") from error
 
     async def log(self, name: str) -> bytes:
         async def read(client: Client) -> bytes:
@@ -199,8 +206,7 @@ class Caller:
         code = self._random.randrange(100)
         await self._site.run(spec(name, *ending(self._random.random() / 20, code), lan="lan0"))
         self.names.add(name)
-        ended = await self._site.call(lambda client: client.wait_container(name))
-        self._check(name, ended, code=code)
+        self._check(name, await self._site.wait(name), code=code)
 
     async def _long(self, name: str) -> None:
         await self._site.run(spec(name, "sleep", "1000", lan="lan0"))
@@ -279,7 +285,7 @@ class Round:
         await site.until("phoenix", lambda view: view.state == api.CONTAINER_STATE_RUNNING and view.pid != phoenix.pid)
 
     async def _check_ended(self, name: str, code: int) -> None:
-        ended = await self._site.call(lambda client: client.wait_container(name))
+        ended = await self._site.wait(name)
         if self.victims == "both" and ended.reason == "unknown":
             assert not ended.HasField("code")
             assert ended.shell_code == 255

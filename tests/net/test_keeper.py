@@ -341,7 +341,7 @@ def test_keeper_is_not_dumpable_and_its_interpreter_is_read_only(keeper):
     pid = keeper.process.pid
     id = keeper.begin("sleep", "60")
     assert Path(f"/proc/{pid}/comm").read_text() == "nestbed-keeper\n"
-    with pytest.raises(OSError, match="Read-only file system|Text file busy") as refused:
+    with pytest.raises(OSError, match=r"Read-only file system|Text file busy") as refused:
         os.open(f"/proc/{pid}/exe", os.O_WRONLY)
     assert refused.value.errno in (errno.EROFS, errno.ETXTBSY)
     mounts = Path(f"/proc/{pid}/mountinfo").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from nbctl import output, stream, values
@@ -41,16 +40,20 @@ class Stamps:
 
 
 async def _logs(context: Context, args: Namespace) -> int:
+    stamps = Stamps() if args.timestamps else None
+    with stream.while_read():
+        async for entry in context.client.logs(args.container, follow=args.follow, since=args.since, tail=args.tail):
+            await _show(context, entry, stamps)
+    return OK
+
+
+async def _show(context: Context, entry: LogEntry, stamps: Stamps | None) -> None:
     from nestbed.v1.container_pb2 import LOG_STREAM_STDERR  # noqa: PLC0415 - loaded with the client
 
-    stamps = Stamps()
-    sys.stdout.flush()
-    async for entry in context.client.logs(args.container, follow=args.follow, since=args.since, tail=args.tail):
-        if context.output in {"json", "yaml"}:
-            output.write(output.encode(context.output, output.plain(entry), stream=True))
-        else:
-            await stream.write(2 if entry.stream == LOG_STREAM_STDERR else 1, stamps.stamped(entry) if args.timestamps else entry.data)
-    return OK
+    if context.output in {"json", "yaml"}:
+        output.write(output.encode(context.output, output.plain(entry), stream=True))
+    else:
+        await stream.write(2 if entry.stream == LOG_STREAM_STDERR else 1, stamps.stamped(entry) if stamps else entry.data)
 
 
 COMMANDS = {

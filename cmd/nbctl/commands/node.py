@@ -6,7 +6,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from nbctl import output, text, values
+from nbctl import output, stream, text, values
 from nbctl.commands import Command
 from nbctl.failure import FAILED, OK, report
 from nestbed import __version__
@@ -78,13 +78,14 @@ def _event_options(parser: Parser) -> None:
 
 
 async def _events(context: Context, args: Namespace) -> int:
-    async for response in context.client.events(after_sequence=args.after, types=args.types, history=args.history):
-        if response.dropped:
-            report(f"{response.dropped} events were dropped: nbctl or its reader was too slow")
-        if context.output in {"json", "yaml"}:
-            output.write(output.encode(context.output, output.plain(response.event), stream=True))
-        else:
-            output.lines([response.event.name if context.output == "name" else _event_line(response.event)])
+    with stream.while_read():
+        async for response in context.client.events(after_sequence=args.after, types=args.types, history=args.history):
+            if response.dropped:
+                report(f"{response.dropped} events were dropped: nbctl or its reader was too slow")
+            if context.output in {"json", "yaml"}:
+                output.write(output.encode(context.output, output.plain(response.event), stream=True))
+            else:
+                output.lines([response.event.name if context.output == "name" else _event_line(response.event)])
     return OK
 
 

@@ -105,12 +105,13 @@ async def _stats(context: Context, args: Namespace) -> int:
     if context.output == "table" and sys.stdout.isatty():
         return await _live(context, names, args.interval, sort="", title=None)
     processors = Processors()
-    async for response in context.client.stats(names, interval_seconds=args.interval):
-        processors.measure(response.stats)
-        if context.output in {"json", "yaml"}:
-            output.write(output.encode(context.output, [output.plain(item) for item in response.stats], stream=True))
-        else:
-            _show_once(context, response.stats, processors)
+    with stream.while_read():
+        async for response in context.client.stats(names, interval_seconds=args.interval):
+            processors.measure(response.stats)
+            if context.output in {"json", "yaml"}:
+                output.write(output.encode(context.output, [output.plain(item) for item in response.stats], stream=True))
+            else:
+                _show_once(context, response.stats, processors)
     return OK
 
 

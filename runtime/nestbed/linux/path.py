@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from nestbed.linux.libc import call, encoded
@@ -14,6 +15,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437
+_TRIES = 128
 
 
 class _OpenHow(ctypes.Structure):
@@ -21,13 +23,21 @@ class _OpenHow(ctypes.Structure):
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
-    """openat2(2); the descriptor is close-on-exec. By default ``dirfd`` is treated as the root directory (RESOLVE_IN_ROOT)."""
+    """openat2(2); the descriptor is close-on-exec. By default ``dirfd`` is treated as the root directory (RESOLVE_IN_ROOT).
+
+    EAGAIN (a ``..`` was passed while anything on the machine was mounted or renamed) is tried again, often but not for ever.
+    """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(_TRIES):
+        try:
+            return _openat2(dirfd, encoded(path), how)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+    return _openat2(dirfd, encoded(path), how)
+
+
+def _openat2(dirfd: int, path: bytes, how: _OpenHow) -> int:
     return call(
-        "openat2",
-        _OPENAT2,
-        ctypes.c_int(dirfd),
-        ctypes.c_char_p(encoded(path)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
+        "openat2", _OPENAT2, ctypes.c_int(dirfd), ctypes.c_char_p(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
     )

@@ -255,7 +255,7 @@ def _clone_inside(prepared: Prepared, pidfd: int, cgroup_fd: int) -> int:
     outer, outer_pidfd = clone3(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
     if outer == 0:
         child = Child(prepared)
-        child.enter(pidfd, _JOINED)
+        pid_in = child.enter(pidfd, _JOINED, pid_in)
         inner, _ = clone3(CLONE_PARENT, exit_signal=0)
         if inner == 0:
             child.join()

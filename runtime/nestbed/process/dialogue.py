@@ -225,7 +225,10 @@ def _pipes(theirs: list[int], *, stdin: bool) -> dict[int, int]:
             read, ours[0] = os.pipe2(os.O_CLOEXEC)
             theirs.append(read)
         else:
-            theirs.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            # A pipe at its end, not the node's /dev/null: root inside could change the mode of that for everybody.
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(read)
+            os.close(write)
         for stream in (1, 2):
             ours[stream], write = os.pipe2(os.O_CLOEXEC)
             theirs.append(write)

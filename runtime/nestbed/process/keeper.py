@@ -37,6 +37,7 @@ from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
 
 Handler = Callable[[], object]
 
+_UNMOUNT_SECONDS = 1.0
 _ID = re.compile(r"[0-9a-f]{12}")
 
 
@@ -172,7 +173,14 @@ class Keeper:
         os.lseek(self._mounts_fd, 0, os.SEEK_SET)
         while os.read(self._mounts_fd, 1 << 16):
             pass
-        self.template.stale = True
+        if not self.template.stale:
+            self.template.stale = True
+            self.loop.later(_UNMOUNT_SECONDS, self._let_mounts_go)
+
+    def _let_mounts_go(self) -> None:
+        """Follow the node's mounts also when nothing is started: what it unmounts must not be held here."""
+        with suppress(OSError):  # stale as it is, the next start tries again and tells
+            self.template.refresh()
 
     # ---- the channel
 

@@ -42,7 +42,7 @@ TEMPLATE, NEW_ROOT, SCRATCH, BUNDLES, DEVICES, MASK_DIR, MASK_FILE = "/t", "/r",
 """Where things are in the keeper's own mount namespace; ``nestbed.process.template`` makes it."""
 
 _LOCKED = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
-_PROC_READ_ONLY = ("bus", "fs", "irq", "sysrq-trigger")
+_PROC_READ_ONLY = ("bus", "fs", "irq", "pressure", "sysrq-trigger")
 _PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 _SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
 _RESOLV_CONF = b"# No name server: the members of this container's LANs are in /etc/hosts.\n"
@@ -71,6 +71,8 @@ class _CapHeader(ctypes.Structure):
 
 
 _CAPABILITY_VERSION_3 = 0x20080522
+_JOINING = 1 << prctl.CAP_CHOWN | 1 << prctl.CAP_SETUID | 1 << prctl.CAP_SETGID
+"""What a process that joins a container still needs there before it takes its credentials."""
 
 
 class Prepared:
@@ -122,17 +124,34 @@ class Child:
         """Set up a container as its first process and execute its program."""
         self._guarded(self._run)
 
-    def enter(self, pidfd: int, namespaces: int) -> None:
-        """Join the cgroups of the prepared program and the namespaces of the process ``pidfd``; ends the process if it cannot."""
+    def enter(self, pidfd: int, namespaces: int, answer_fd: int) -> int:
+        """Join the cgroups of the prepared program and the namespaces of the process ``pidfd``; ends the process if it cannot.
+
+        What is born here next can be seen inside, and with SYS_PTRACE be looked into (CVE-2016-9962): before that goes every
+        descriptor but the program's own, and every right that is not the container's. Gives ``answer_fd`` under its new number.
+        """
+        prepared = self._prepared
         try:
             self._step = "cgroup"
-            for fd in self._prepared.task_fds:
+            for fd in prepared.task_fds:
                 os.write(fd, b"0")
+            for number, fd in enumerate(prepared.stdio or (prepared.terminal_fd,) * 3):
+                os.dup2(fd, number)
+            prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd = keep_only(
+                prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd
+            )
+            if prepared.stdio is not None:
+                prepared.stdio = (0, 1, 2)
             self._step = "namespaces"
             setns(pidfd, namespaces)
+            os.close(pidfd)
+            self._step = "capabilities"
+            self._bound()
+            _capset(self._launch["caps"] | _JOINING)
         except OSError as error:
             self._report(self._step, error.errno or errno.EIO, str(error.strerror))
             os._exit(127)
+        return answer_fd
 
     def join(self) -> None:
         """Execute a further program; the namespaces have been joined."""
@@ -171,6 +190,7 @@ class Child:
         self._step = "hostname"
         socket.sethostname(self._launch["hostname"])
         self._arm()
+        self._bound()
         self._wait_for_go()
         self._set_sysctls(of_interfaces=True)
         self._become()
@@ -520,10 +540,13 @@ class Child:
         for kind, soft, hard in launch["rlimits"]:
             resource.setrlimit(kind, (soft, hard))
         LIBC.syscall(_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
+
+    def _bound(self) -> None:
+        """No more rights from here on, whatever is executed."""
         self._step = "capabilities"
         prctl.set_no_new_privs(True)
         for capability in range(prctl.CAP_LAST_CAP + 1):
-            if not launch["caps"] >> capability & 1:
+            if not self._launch["caps"] >> capability & 1:
                 prctl.capbset_drop(capability)
 
     def _become(self) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 
 from nestbed import runlog
 
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES = 16 * 1024
+"""Read at once. Of the shortest lines that is 3 ms of work, during which nothing else is served."""
 
 Watch = Callable[[int, Callable[[], object] | None], None]
 

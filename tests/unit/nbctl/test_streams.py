@@ -64,6 +64,15 @@ def test_a_closed_pipe_ends_it_quietly(node: Served) -> None:
     assert node.node.containers == {}
 
 
+def test_following_ends_with_its_reader(node: Served) -> None:
+    node.node.add("web")
+    with node.start("stats", "-o", "name", stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        assert [running.stdout.readline() for _ in range(3)] == [b"web\n"] * 3
+        running.stdout.close()
+        assert running.wait(20) == 141
+
+
 def test_no_reader_at_all(node: Served) -> None:
     for number in range(2000):
         node.node.add(f"container-with-a-long-name-{number}")
