@@ -98,8 +98,20 @@ def _runtimes(settings: Settings, node_id: str) -> Mapping[Kind, Runtime]:
     """Every runtime of this node, by kind: the one place that lists them."""
     hidden = [settings.tls_key] if settings.tls_key else []
     return {
-        Kind.PROCESS: ProcessRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, node_id=node_id, hidden=hidden),
+        Kind.PROCESS: ProcessRuntime(
+            run_dir=settings.run_dir,
+            state_dir=settings.state_dir,
+            node_id=node_id,
+            hidden=hidden,
+            memory_default_bytes=_memory_default_bytes(),
+        ),
     }
+
+
+def _memory_default_bytes() -> int:
+    """What a container may use that asks for no limit: most of the machine, but never so much that nestbedd starves."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total * 7 // 8 >> 20 << 20
 
 
 def _serving(node: Node, settings: Settings) -> AbstractAsyncContextManager[tuple[str, ...]]:

@@ -143,7 +143,8 @@ class Site:
         try:
             return await self.call(lambda client: client.wait_container(name))
         except TimeoutError as error:
-            raise AssertionError(f"nobody ever told how this one ended: {await self.view(name)}") from error
+            view = await self.view(name)
+            raise AssertionError(f"nobody ever told how this one ended: {view} {self._recorded(view.id)}") from error
 
     async def log(self, name: str) -> bytes:
         async def read(client: Client) -> bytes:
@@ -165,10 +166,15 @@ class Site:
             await self.call(lambda client: client.delete_container(name, force=True))
 
     async def until(self, name: str, wanted: Callable[[api.Container], bool]) -> api.Container:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not wanted(view := await self.view(name)):
-                await asyncio.sleep(RETRY_SECONDS)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not wanted(view := await self.view(name)):
+            assert time.monotonic() < deadline, f"it stays so: {view} {self._recorded(view.id)}"
+            await asyncio.sleep(RETRY_SECONDS)
         return view
+
+    def _recorded(self, id: str) -> str:
+        path = self.machine.state_dir / "containers" / id / "status.json"
+        return path.read_text() if path.exists() else "without a status.json"
 
     async def audit(self) -> list[str]:
         answer = await self.call(lambda client: client.audit())
@@ -248,23 +254,31 @@ class Round:
             if self.victims in ("daemon", "both"):
                 await self._site.kill_daemon()
                 self.kills += 1
-            if self.victims in ("keeper", "both"):
-                self._kill_keeper()
+            if self.victims == "both" and self._killed_keeper():
+                self.kills += 1
             if self.victims == "both":
                 await self._site.start_for(self._random.random())
                 self.kills += 1
-                if self._random.random() < 0.5:
-                    self._kill_keeper()
-            if self.victims in ("daemon", "both"):
+            if self.victims == "keeper":
+                await self._kill_keeper()
+            else:
                 await self._site.start()
 
-    def _kill_keeper(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    async def _kill_keeper(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not self._killed_keeper():
+                await asyncio.sleep(RETRY_SECONDS)
+        self.kills += 1
+
+    def _killed_keeper(self) -> bool:
+        try:
             pidfd = keeper_of(self._site.machine)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            select.select([pidfd], [], [])
-            os.close(pidfd)
-            self.kills += 1
+        except ProcessLookupError:
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        return True
 
     async def run(self, callers: list[Caller]) -> None:
         stop = asyncio.Event()

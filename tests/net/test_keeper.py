@@ -196,6 +196,11 @@ def test_program_runs_with_its_own_names_and_its_status_is_kept(keeper):
     assert keeper.status(id)["exit"]["code"] == 3
 
 
+def test_program_begins_with_no_signal_ignored_or_blocked(keeper):
+    id, _ = keeper.run("grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status")
+    assert [int(line.split()[1], 16) for line in keeper.log(id).splitlines()] == [0, 0]
+
+
 def test_missing_program_and_program_that_is_none_name_the_step(keeper, tmp_path):
     (tmp_path / "text").write_text("not a program")
     for word, number in (("no-such-program", errno.ENOENT), (str(tmp_path / "text"), errno.EACCES)):
@@ -220,7 +225,7 @@ def test_signal_without_handler_ends_the_first_process_and_one_with_handler_is_h
     plain = keeper.begin("sleep", "60")
     begin = time.monotonic()
     keeper.call("stop", id=plain, grace=30)
-    assert keeper.event("exited", plain)["status"]["exit"]["signal"] == signal.SIGKILL
+    assert keeper.event("exited", plain)["status"]["exit"]["signal"] == signal.SIGTERM
     assert time.monotonic() - begin < 5
     minds = keeper.begin("sh", "-c", "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done")
     until(keeper.bundles / minds / "log", b"ready")

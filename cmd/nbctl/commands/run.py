@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -109,7 +111,14 @@ async def _created(context: Context, args: Namespace) -> Container:
 
     if args.rm and args.restart and args.restart[0] != "no":
         raise Usage("--rm and --restart exclude each other", remedy="leave one of them out")
-    return await context.client.create_container(specs.container(args, "process"), request_id=secrets.token_hex(16))
+    creating = asyncio.ensure_future(context.client.create_container(specs.container(args, "process"), request_id=secrets.token_hex(16)))
+    try:
+        return await asyncio.shield(creating)
+    except asyncio.CancelledError:
+        # The node may have made it already, and nobody would know its name.
+        with contextlib.suppress(NestbedError):
+            await _discard(context, await creating)
+        raise
 
 
 async def _create(context: Context, args: Namespace) -> int:

@@ -144,11 +144,16 @@ _nbctl() {
         elif [[ $word != -* ]]; then
             ((++count))
         elif [[ $word == -- && ${kinds[count]} == commands ]]; then
-            cur=${COMP_WORDS[COMP_CWORD]}
             options=""
         fi
     done
-    ((count < ${#kinds[@]})) || count=$((${#kinds[@]} - 1))
+    if ((count >= ${#kinds[@]})); then
+        count=$((${#kinds[@]} - 1))
+        if ((count >= 0)) && [[ ${kinds[count]} == commands ]]; then
+            _nbctl_kind files
+            return
+        fi
+    fi
     if [[ $cur == -* ]]; then
         _nbctl_fill -W "$options"
     elif ((count >= 0)); then
@@ -240,7 +245,7 @@ _nbctl() {
         esac
     done
     if [[ -z $verb ]]; then
-        _arguments -s @GLOBAL@ '1:verb:((@FIRSTS@))'
+        _arguments -s @GLOBAL@ @FIRSTS@
         return
     fi
     if ((at < CURRENT)); then
@@ -262,7 +267,7 @@ def _zsh() -> str:
     marks = {
         "NOUNS": " ".join(NOUNS),
         "GLOBAL": " ".join(_zsh_option(option) for option in shape("version").options),
-        "FIRSTS": " ".join(f"{name}\\:{_quoted(text)}" for name, text in first_help.items()),
+        "FIRSTS": _quoted("1:verb:((" + " ".join(f'{name}\\:"{text}"' for name, text in first_help.items()) + "))"),
         "SECONDS": "\n".join(f"        {noun}) _values verb {_zsh_seconds(noun)} ;;" for noun in NOUNS),
         "VERBS": "\n".join(_zsh_verbs()),
     }
@@ -273,12 +278,12 @@ def _zsh() -> str:
 
 
 def _zsh_seconds(noun: str) -> str:
-    return " ".join(f"'{second}[{VERBS[f'{noun} {second}'].summary}]'" for second in seconds(noun).split())
+    return " ".join(_quoted(f"{second}[{VERBS[f'{noun} {second}'].summary}]") for second in seconds(noun).split())
 
 
 def _quoted(text: str) -> str:
-    """Text inside a word of ``((...))`` that stands in single quotes."""
-    return '"' + text.replace("'", "'\\''").replace('"', '\\"') + '"'
+    """A word for zsh, whatever it holds."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _zsh_verbs() -> Iterator[str]:
@@ -295,16 +300,13 @@ def _zsh_verbs() -> Iterator[str]:
 
 
 def _zsh_option(option: Option) -> str:
-    explained = option.help.replace("'", "").replace("[", "(").replace("]", ")").replace(":", "\\:")
-    value = (
-        f":{option.metavar.split('[')[0].replace(':', ' ')}:{_zsh_action(option.words or _KIND_BY_METAVAR.get(option.metavar, ''))}"
-        if option.metavar
-        else ""
-    )
-    if option.is_repeatable:
-        return " ".join(f"'*{name}[{explained}]{value}'" for name in option.names)
-    others = f"({' '.join(option.names)})" if len(option.names) > 1 else ""
-    return " ".join(f"'{others}{name}[{explained}]{value}'" for name in option.names)
+    explained = option.help.replace("[", "(").replace("]", ")").replace(":", "\\:")
+    value = ""
+    if option.metavar:
+        shown = option.metavar.partition("[")[0].replace(":", " ")
+        value = f":{shown}:{_zsh_action(option.words or _KIND_BY_METAVAR.get(option.metavar, ''))}"
+    others = f"({' '.join(option.names)})" if len(option.names) > 1 and not option.is_repeatable else ""
+    return " ".join(_quoted(f"{'*' * option.is_repeatable}{others}{name}[{explained}]{value}") for name in option.names)
 
 
 def _zsh_positional(kind: str, index: int, *, is_last: bool) -> str:

@@ -110,11 +110,16 @@ _nbctl() {
         elif [[ $word != -* ]]; then
             ((++count))
         elif [[ $word == -- && ${kinds[count]} == commands ]]; then
-            cur=${COMP_WORDS[COMP_CWORD]}
             options=""
         fi
     done
-    ((count < ${#kinds[@]})) || count=$((${#kinds[@]} - 1))
+    if ((count >= ${#kinds[@]})); then
+        count=$((${#kinds[@]} - 1))
+        if ((count >= 0)) && [[ ${kinds[count]} == commands ]]; then
+            _nbctl_kind files
+            return
+        fi
+    fi
     if [[ $cur == -* ]]; then
         _nbctl_fill -W "$options"
     elif ((count >= 0)); then

@@ -132,7 +132,7 @@ class Birth:
         container = join.container if join else launch
         prepared = Prepared(launch)
         prepared.netns_fd = netns_fd
-        prepared.overlay_points = self._keeper.template.overlay_points
+        prepared.overlay_points = self._keeper.template.points(with_memory=launch.get("root", {}).get("mode") == "host-ro")
         prepared.masks = self._keeper.template.masks
         prepared.seccomp = self._seccomp(launch["seccomp"])
         self._open_streams(launch, prepared, join)

@@ -54,7 +54,10 @@ class Charge:
         self._exit: dict[str, Any] | None = None
         self._restarts = 0
         self._failures = 0
+        self._is_unsaved = False
         self._stop_asked = False
+        self._stands_for = 0
+        """The signal for which SIGKILL was sent in this run, if any."""
         self._policy = ("no", 0)
         self._ours = True
         self._netns_fd = -1
@@ -91,20 +94,28 @@ class Charge:
             "holder": self._holder,
         }
 
-    def _save(self) -> None:
-        """Write ``status.json``; on a full disk it is tried again until it succeeds."""
+    def _save(self, **changes: Any) -> None:
+        """Write ``status.json``, with ``changes`` to what :meth:`status` says; on a full disk it is tried again until it succeeds."""
         if not os.path.isdir(self._bundle):
             return
         new = f"{self._bundle}/status.json.new"
+        data = json.dumps({**self.status(), **changes}).encode()
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, json.dumps(self.status()).encode())
+                if os.write(fd, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
             os.rename(new, f"{self._bundle}/status.json")
         except OSError:
-            self._keeper.loop.later(1.0, self._save)
+            if not self._is_unsaved:
+                self._is_unsaved = True
+                self._keeper.loop.later(1.0, self._save_again)
+
+    def _save_again(self) -> None:
+        self._is_unsaved = False
+        self._save()
 
     def _event(self, name: str, fds: list[int] | None = None) -> None:
         self._keeper.send({"event": name, "id": self.id, "status": self.status()}, fds)
@@ -155,8 +166,14 @@ class Charge:
         if birth is None or not birth.alive():
             birth = Birth(self._keeper, launch, self._netns_fd)
         self._note_memory(launch)
+        self._stands_for = 0
         self._starting = True
         birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
+
+    def _save_before(self, birth: Birth) -> None:
+        """Record the run before the program executes: should this keeper die next, another one finds it by this."""
+        pipes = [os.fstat(fd).st_ino for fd in (birth.out_fd, birth.err_fd) if fd >= 0]
+        self._save(state="running", pid=birth.pid, start_time=start_time(birth.pid), exit=None, pipes=pipes)
 
     def _launched(self, launch: Launch, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
         """The child has executed the program or told what went wrong."""
@@ -168,7 +185,6 @@ class Charge:
             complete(refusal, {}, [])
             return
         self._pid, self._pidfd, self._start_time = birth.pid, birth.pidfd, start_time(birth.pid)
-        self._started_at = time.time()
         self._state, self._exit, self._ours = "running", None, True
         self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
         if max(self._stdin_fd, self._terminal_fd) >= 0:
@@ -176,7 +192,8 @@ class Charge:
         streams = [birth.out_fd, birth.err_fd] if birth.terminal_fd < 0 else [os.dup(birth.terminal_fd)]
         given = [os.dup(fd) for fd in (birth.pidfd, *streams)]
         self._connect_output(launch, {fd: stream for stream, fd in enumerate(streams, 1)})
-        self._save()
+        if self._holder is not None:
+            self._save()
         self._keeper.loop.watch(birth.pidfd, self._ended)
         complete(None, {"pid": birth.pid, "start_time": self._start_time, "status": self.status()}, given)
 
@@ -227,6 +244,8 @@ class Charge:
         if status is None and not self._ours and tries < _EXIT_TRIES:  # not yet reaped by its new parent
             self._keeper.loop.later(_EXIT_TRY_SECONDS, lambda: self._ended(tries + 1))
             return
+        if status == signal.SIGKILL and self._stands_for:
+            status = self._stands_for
         self._exit = _exit_record(status, oom=self._count_oom_kills() > self._oom_kills)
         os.close(self._pidfd)
         self._pidfd = -1
@@ -332,10 +351,10 @@ class Charge:
         """Send a signal to the first process.
 
         The kernel does not deliver what the first process of a pid namespace has no handler for (pid_namespaces(7)); where the
-        default action is to end the process, it is ended.
+        default action is to end the process, it is ended, and its exit status names the signal, as on any machine.
         """
         if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._pid, number):
-            number = signal.SIGKILL
+            self._stands_for, number = number, signal.SIGKILL
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
@@ -345,10 +364,15 @@ class Charge:
         """Connect a reader, now or for the next start."""
         if self._outlet is None:
             self._waiting_sinks.append(sink)
+            sink.when_deserted(lambda: self._forget_sink(sink))
             return {"stdin": False, "tty": False}, []
         self._outlet.add_sink(sink)
         fd = self._terminal_fd if self._terminal_fd >= 0 else self._stdin_fd
         return {"stdin": fd >= 0, "tty": self._terminal_fd >= 0}, [os.dup(fd)] if fd >= 0 else []
+
+    def _forget_sink(self, sink: Sink) -> None:
+        self._waiting_sinks.remove(sink)
+        sink.close()
 
     def stdin(self) -> Answer:
         """The writer of standard input, or the terminal."""
@@ -431,6 +455,11 @@ class Charge:
             self._state = "stopped"
             self._save()
         return False
+
+    def recall(self) -> None:
+        """Know again how it ended, if the bundle tells: an earlier keeper may have died before it could tell anybody."""
+        with suppress(OSError, ValueError, KeyError, TypeError), open(f"{self._bundle}/status.json", "rb") as file:
+            self._load(json.load(file))
 
     def _load(self, record: dict[str, Any]) -> None:
         self._state = record["state"]

@@ -241,18 +241,28 @@ class ProcessRuntime:
     async def recover(self, spec: Spec, bundle: Bundle) -> ProcessContainer:
         """See the contract."""
         launch = files.read_launch(bundle)
-        entry = self._entries.get(spec.id) or files.read_status(bundle)
         spec = replace(spec, resources=self._limited(spec.resources))
         container = ProcessContainer(spec, bundle, self._parts)
         self._containers[spec.id] = container
         try:
             _name_seccomp_again(self._run_dir, launch)
-            await container.take_up(_checked(entry, bundle))
+            await self._take_up(container, bundle)
         except BaseException:
             self._forget(spec.id)
             container.let_go()
             raise
         return container
+
+    async def _take_up(self, container: ProcessContainer, bundle: Bundle) -> None:
+        """Find out what became of it, however often the keeper dies meanwhile."""
+        while True:
+            entry = self._entries.get(container.id) or files.read_status(bundle)
+            try:
+                await container.take_up(_checked(entry, bundle))
+            except Unavailable:
+                await self._parts.keeper_back.wait()
+            else:
+                return
 
     async def discard(self, bundle: Bundle) -> None:
         """See the contract."""

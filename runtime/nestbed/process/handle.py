@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, WrongState, shown
+from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, Unavailable, WrongState, shown
 from nestbed.linux.pidfd import exit_information, open_process
 from nestbed.linux.rtnl import Rtnl
 from nestbed.model import Bundle, ExecSpec, ExitStatus, Nic, NicStats, Resources, RestartPolicy, Spec, State, Stats, Status
@@ -125,9 +125,15 @@ class ProcessContainer:
             self._status = dataclasses.replace(self._status, state=State.PAUSED)
 
     async def _start_again(self) -> None:
-        """A start that the policy owes; if it fails, the status says so."""
+        """A start that the policy owes; if it fails, the status says so.
+
+        Raises:
+            Unavailable: the keeper went away; it is still owed.
+        """
         try:
-            await self.start()
+            await self._begin()
+        except Unavailable:
+            raise
         except NestbedError:
             return
 
@@ -194,8 +200,17 @@ class ProcessContainer:
         self._dialogue.keeper_gone()
 
     async def keeper_back(self, entry: dict[str, Any] | None) -> None:
-        """A new keeper is there, which tells ``entry`` of it, or nothing: give it what was kept for it."""
+        """A new keeper is there, which tells ``entry`` of it, or nothing: give it what was kept for it.
+
+        Raises:
+            Unavailable: it went away again; to be repeated with the next one.
+        """
         state = self._status.state
+        if state in (State.CREATED, State.STOPPED) and entry is not None and entry["state"] == "running":
+            # The keeper died before it could tell that a start had succeeded.
+            await self._take_up_running(entry)
+            self._set(status_of(entry))
+            return
         if state is State.STOPPED or self._netns_fd < 0:
             return
         await self._dialogue.keeper_back()
@@ -205,21 +220,35 @@ class ProcessContainer:
         fds = [self._netns_fd, *self._dialogue.kept]
         reply = await self._parts.call("adopt", self.id, fds=fds, wait_status=wait_status)
         if state is State.RESTARTING:
-            self._status = dataclasses.replace(self._status, state=State.STOPPED)
-            await self._start_again()
-        elif entry is not None and state is State.RUNNING and self._status.state is State.RUNNING:
+            await self._restart_owed()
+        elif state is self._status.state and state is not State.CREATED:
             self._adopted(reply.result["status"])
 
+    async def _restart_owed(self) -> None:
+        """Do what the keeper that died was about to do."""
+        waiting = self._status
+        self._status = dataclasses.replace(waiting, state=State.STOPPED)
+        try:
+            await self._start_again()
+        except Unavailable:
+            self._status = waiting
+            raise
+
     def _adopted(self, entry: dict[str, Any]) -> None:
-        if entry["state"] == "running":
-            self._set(status_of(entry))
-        else:
+        if entry["state"] != "running":
             self._on_exit(entry)
+        elif self._status.state is not State.PAUSED:
+            self._set(status_of(entry))
 
     # ---- start, stop
 
     async def start(self) -> None:
         """See the contract."""
+        # A keeper that does not know this one yet would give it another network namespace.
+        await self._parts.keeper_back.wait()
+        await self._begin()
+
+    async def _begin(self) -> None:
         if self._starting is not None or self._status.state in _ALIVE:
             raise already_running(self.id)
         self._starting = asyncio.create_task(self._start())

@@ -49,6 +49,7 @@ class Loop:
         self._readers: dict[int, Handler] = {}
         self._writers: dict[int, Handler] = {}
         self._urgent: dict[int, Handler] = {}
+        self._deserted: dict[int, Handler] = {}
         self._masks: dict[int, int] = {}
         self._timers: list[tuple[float, int, Handler]] = []
         self._count = 0
@@ -65,13 +66,20 @@ class Loop:
         """Call ``handler`` on exceptional conditions: how procfs tells of a change."""
         self._change(self._urgent, fd, handler)
 
+    def watch_reader(self, fd: int, handler: Handler | None) -> None:
+        """Call ``handler`` when nobody can read any more what is written to the pipe ``fd``; None ends that."""
+        try:
+            self._change(self._deserted, fd, handler)
+        except PermissionError:  # no pipe: it has no reader to lose
+            del self._deserted[fd]
+
     def _change(self, table: dict[int, Handler], fd: int, handler: Handler | None) -> None:
         if handler is None:
             table.pop(fd, None)
         else:
             table[fd] = handler
         mask = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
-        mask |= select.EPOLLPRI if fd in self._urgent else 0
+        mask |= (select.EPOLLPRI if fd in self._urgent else 0) | (select.EPOLLERR if fd in self._deserted else 0)
         before = self._masks.get(fd, 0)
         if mask == before:
             return
@@ -101,6 +109,8 @@ class Loop:
                 self._writers[fd]()
             if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and fd in self._readers:
                 self._readers[fd]()
+            if events & select.EPOLLERR and fd in self._deserted:
+                self._deserted[fd]()
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
 
@@ -310,13 +320,15 @@ class Keeper:
             for fd in fds:
                 os.close(fd)
             raise Refusal("message", errno.EINVAL, "attach takes two descriptors")
-        return charge.attach(Sink({1: fds[0], 2: fds[1]}))
+        return charge.attach(Sink({1: fds[0], 2: fds[1]}, self.loop.watch_reader))
 
     def _op_exec(self, id: str, exec_id: str, launch: dict[str, Any]) -> None:
         self._charge(id).exec(str(exec_id), launch, self._take_fds(), self._completion())
 
     def _op_adopt(self, id: str, wait_status: int | None = None) -> tuple[dict[str, Any], list[int]]:
-        return self._charge(id, make=True).adopt(wait_status, self._take_fds())
+        if id not in self.charges:
+            self._charge(id, make=True).recall()
+        return self._charge(id).adopt(wait_status, self._take_fds())
 
     def _op_release(self, id: str) -> tuple[dict[str, Any], list[int]]:
         charge = self.charges.get(id)

@@ -47,7 +47,6 @@ _PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug
 _SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
 _RESOLV_CONF = b"# No name server: the members of this container's LANs are in /etc/hosts.\n"
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
-_SIGNALS_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -210,8 +209,10 @@ class Child:
 
     @staticmethod
     def _reset_signals() -> None:
-        for number in _SIGNALS_PYTHON_IGNORES:
-            signal.signal(number, signal.SIG_DFL)
+        """A program begins with nothing ignored and nothing blocked, whatever the keeper inherited or Python set."""
+        for number in signal.valid_signals():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _enter_cgroups(self) -> None:
@@ -250,15 +251,22 @@ class Child:
     def _root_host() -> str:
         return TEMPLATE
 
-    @staticmethod
-    def _root_host_ro() -> str:
-        mount.mount_setattr(-100, TEMPLATE, recursive=True, attr_set=mount.MOUNT_ATTR_RDONLY)
-        return TEMPLATE
+    def _root_host_ro(self) -> str:
+        """Overlays without an upper layer: what is read-only otherwise still lets sockets be connected to and FIFOs be written.
+
+        An inode of an overlay is another one than that below, so nobody is at its other end.
+        """
+        self._step = "overlay"
+        for point in ("", *self._prepared.overlay_points):
+            self._overlay(point, f"lowerdir={_overlay_escaped(TEMPLATE + point)}:{MASK_DIR}", mount.MS_RDONLY)
+        return self._masked_overlay()
 
     def _root_rootfs(self) -> str:
         template_fd = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
         directory = openat2(template_fd, self._launch["root"]["path"], os.O_PATH | os.O_DIRECTORY)
-        mount.move_mount(mount.open_tree(directory, "", mount.OPEN_TREE_CLONE | AT_RECURSIVE), -100, NEW_ROOT)
+        tree = mount.open_tree(directory, "", mount.OPEN_TREE_CLONE | AT_RECURSIVE)
+        mount.mount_setattr(tree, "", recursive=True, attr_set=mount.MOUNT_ATTR_NODEV)
+        mount.move_mount(tree, -100, NEW_ROOT)
         return NEW_ROOT
 
     def _root_overlay(self) -> str:
@@ -270,30 +278,33 @@ class Child:
                 if not os.path.isdir(layer):
                     os.mkdir(layer)
             lower = TEMPLATE + point
-            if point and not stat.S_ISDIR(os.lstat(lower).st_mode):
-                self._overlay_fallback(point)
-                continue
             shape = os.stat(lower)
             os.chmod(layers[0], stat.S_IMODE(shape.st_mode))
             os.chown(layers[0], shape.st_uid, shape.st_gid)
-            data = f"lowerdir={_overlay_escaped(lower)},upperdir={layers[0]},workdir={layers[1]}"
+            self._overlay(point, f"lowerdir={_overlay_escaped(lower)},upperdir={layers[0]},workdir={layers[1]}", 0)
+        return self._masked_overlay()
+
+    @staticmethod
+    def _overlay(point: str, data: str, flags: int) -> None:
+        """An overlay for one mount point of the template; what cannot be under one is shown read-only."""
+        if not point or stat.S_ISDIR(os.lstat(TEMPLATE + point).st_mode):
             try:
-                mount.mount("overlay", NEW_ROOT + point, "overlay", 0, data)
+                mount.mount("overlay", NEW_ROOT + point, "overlay", flags | mount.MS_NODEV, data)
             except OSError as error:
                 if not point or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV, errno.ELOOP):
                     raise
-                self._overlay_fallback(point)
+            else:
+                return
+        tree = mount.open_tree(-100, TEMPLATE + point, mount.OPEN_TREE_CLONE)
+        mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV)
+        mount.move_mount(tree, -100, NEW_ROOT + point)
+
+    def _masked_overlay(self) -> str:
         root_fd = os.open(NEW_ROOT, os.O_PATH | os.O_CLOEXEC)
         for path, is_directory in self._prepared.masks:
             self._mask(root_fd, path, is_directory=is_directory)
+        os.close(root_fd)
         return NEW_ROOT
-
-    @staticmethod
-    def _overlay_fallback(point: str) -> None:
-        """A file system that cannot be under an overlay is shown read-only."""
-        tree = mount.open_tree(-100, TEMPLATE + point, mount.OPEN_TREE_CLONE)
-        mount.mount_setattr(tree, "", attr_set=mount.MOUNT_ATTR_RDONLY)
-        mount.move_mount(tree, -100, NEW_ROOT + point)
 
     def _mask(self, root_fd: int, path: str, *, is_directory: bool) -> None:
         try:
@@ -406,7 +417,7 @@ class Child:
 
     def _wait_for_go(self) -> None:
         if not os.read(self._prepared.go_fd, 1):
-            os._exit(0)
+            os._exit(_NOT_WANTED)
 
     def _attach(self, tree: int, name: str, *, create: bool) -> None:
         try:

@@ -1,7 +1,8 @@
 """What no container ever sees of the node: nestbed's own directories, keys and code, other daemons' sockets, the node's secrets.
 
-A read-only bind mount still lets a program connect to unix sockets, so sockets of other daemons are hidden one by one. The list
-of them is as fresh as ``SECONDS_FRESH``; the directories where sockets usually are (``/run``, ``/dev``) are the container's own anyway.
+Every path by which another mount of the same file system leads there is hidden as well. A bind mount still lets a program connect to
+unix sockets, so sockets of other daemons are hidden one by one. The list is as fresh as ``SECONDS_FRESH``; the directories where
+sockets usually are (``/run``, ``/dev``) are the container's own anyway.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from nestbed.linux.mount import unescape
+from nestbed.process.plan import is_within
 
 SECONDS_FRESH = 5.0
 
@@ -36,7 +41,8 @@ class Masks:
         """
         if time.monotonic() - self._looked_at > SECONDS_FRESH:
             sockets = (path for path in listening_paths(skip_netns()) if not path.startswith(tuple(f"{top}/" for top in _OWN_ANYWAY)))
-            paths = outermost([*self._fixed, *map(os.path.realpath, sockets)])
+            hidden = [*self._fixed, *map(os.path.realpath, sockets)]
+            paths = outermost([*hidden, *aliases(hidden, parse_mounts(Path("/proc/self/mountinfo").read_bytes()))])
             self._paths = self._paths if paths == self._paths else paths
             self._looked_at = time.monotonic()
         return self._paths
@@ -49,6 +55,44 @@ def outermost(paths: Iterable[str]) -> tuple[str, ...]:
         if not (kept and (path == kept[-1] or path.startswith(f"{kept[-1]}/"))):
             kept.append(path)
     return tuple(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A line of mountinfo: which file system, which directory or file of it, and where."""
+
+    device: str
+    root: str
+    point: str
+
+
+def parse_mounts(text: bytes) -> list[Mounted]:
+    """The mounts of a ``/proc/PID/mountinfo`` (proc(5)), in order of mounting."""
+    lines = (line.split(b" ", 5) for line in text.splitlines())
+    return [Mounted(words[2].decode(), unescape(words[3]), unescape(words[4])) for words in lines if len(words) == 6]
+
+
+def aliases(paths: Iterable[str], mounts: Sequence[Mounted]) -> set[str]:
+    """By which other paths what is at ``paths``, or a part of it, can be reached through these mounts."""
+    found = set()
+    for path in paths:
+        home = max((mount for mount in reversed(mounts) if is_within(path, mount.point)), key=lambda mount: len(mount.point), default=None)
+        if home is None:
+            continue
+        inside = _joined(home.root, path[len(home.point.rstrip("/")) :])
+        for mount in mounts:
+            if mount.device != home.device:
+                continue
+            if is_within(inside, mount.root):
+                found.add(_joined(mount.point, inside[len(mount.root.rstrip("/")) :]))
+            elif is_within(mount.root, inside):
+                found.add(mount.point)
+        found.discard(path)
+    return found
+
+
+def _joined(directory: str, rest: str) -> str:
+    return f"{directory.rstrip('/')}{rest}" or "/"
 
 
 def listening_paths(skip_netns: Collection[int]) -> set[str]:

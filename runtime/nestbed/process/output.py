@@ -76,9 +76,16 @@ class Journal:
 class Sink:
     """Someone attached: non-blocking write ends for stdout and stderr, and what they have not yet taken."""
 
-    def __init__(self, fds: dict[int, int]) -> None:
+    def __init__(self, fds: dict[int, int], watch_reader: Watch) -> None:
+        """``watch_reader(fd, f)`` calls f when the reader of ``fd`` is gone; f None ends that."""
         self.fds = fds
         self.pending: dict[int, bytes] = {}
+        self._watch_reader = watch_reader
+
+    def when_deserted(self, handler: Callable[[], object]) -> None:
+        """Call ``handler``, and no earlier one, when the reader is gone; also while there is nothing to say."""
+        for fd in self.fds.values():
+            self._watch_reader(fd, handler)
 
     def offer(self, stream: int, data: bytes) -> bool:
         """Pass ``data`` on. False when the reader is gone."""
@@ -103,6 +110,7 @@ class Sink:
     def close(self) -> None:
         """Close its descriptors: an end of file for the reader."""
         for fd in self.fds.values():
+            self._watch_reader(fd, None)
             os.close(fd)
         self.fds.clear()
         self.pending.clear()
@@ -139,6 +147,7 @@ class Outlet:
         for fd in sink.fds.values():
             os.set_blocking(fd, False)
         self.sinks.append(sink)
+        sink.when_deserted(partial(self._desert, sink))
 
     def pump(self, fd: int) -> bool:
         """Read once from ``fd``. False when there was nothing (more)."""
@@ -186,6 +195,10 @@ class Outlet:
         sink.close()
         if sink in self.sinks:
             self.sinks.remove(sink)
+
+    def _desert(self, sink: Sink) -> None:
+        self._drop(sink)
+        self._hold()
 
     def _hold(self) -> None:
         """Stop or resume the sources as the sinks demand."""

@@ -17,6 +17,7 @@ import errno
 import functools
 import hashlib
 import os
+import resource
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,13 +74,16 @@ def has_capability(mask: int, name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Refuse ``call`` (name or number) with ``error``; if ``mask`` is set only where argument ``argument`` & mask == value."""
+    """Refuse ``call`` (name or number) with ``error`` (0: do nothing and say that it was done); if ``mask`` is set only where argument
+    ``argument`` & mask == value, and only where the arguments ``given`` are not 0.
+    """
 
     call: str | int
     error: int = errno.EPERM
     argument: int = 0
     mask: int = 0
     value: int = 0
+    given: tuple[int, ...] = ()
 
 
 _REVIEWED = 466
@@ -145,6 +149,9 @@ def rules(capabilities: int) -> Iterator[Rule]:
         yield from (Rule("unshare", mask=flag, value=flag) for flag in (*_NAMESPACE_FLAGS, _CLONE_NEWTIME))
     for request in (_TIOCSTI, _TIOCLINUX):
         yield Rule("ioctl", argument=1, mask=_LOW_32_BITS, value=request)
+    # A limit of 1 stops core dumps through a pipe to a program of the node; 0 does not (core(5)), and many programs set that, for safety.
+    yield Rule("setrlimit", 0, mask=_LOW_32_BITS, value=resource.RLIMIT_CORE)
+    yield Rule("prlimit64", 0, argument=1, mask=_LOW_32_BITS, value=resource.RLIMIT_CORE, given=(2,))
     for family in (_AF_ALG, _AF_VSOCK):
         # neither belongs to a network namespace
         yield Rule("socket", errno.EAFNOSUPPORT, mask=_LOW_32_BITS, value=family)
@@ -181,6 +188,7 @@ def program(capabilities: int) -> bytes:
         number = _number(rule.call)
         if number >= 0:
             arguments = [pyseccomp.Arg(rule.argument, pyseccomp.MASKED_EQ, rule.mask, rule.value)] if rule.mask else []
+            arguments += [pyseccomp.Arg(argument, pyseccomp.NE, 0) for argument in rule.given]
             seccomp.add_rule(pyseccomp.ERRNO(rule.error), number, *arguments)
     fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     with open(fd, "rb") as file:

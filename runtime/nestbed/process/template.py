@@ -57,6 +57,10 @@ _PSEUDO = frozenset(
     ]
 )
 """File systems without files of their own to keep: FsMode.OVERLAY shows the directory under them."""
+_MEMORY = frozenset(["ramfs", "tmpfs"])
+"""Those of them that hold files of the node all the same: FsMode.HOST_RO shows them."""
+_VIEWS = _PSEUDO - _MEMORY - {"autofs", "hugetlbfs"}
+"""The kernel itself as the node sees it: wherever mounted, no container sees it."""
 
 
 def enter(bundles_fd: int) -> None:
@@ -147,8 +151,9 @@ class Template:
         self.stale = True
         self.masks: tuple[tuple[str, bool], ...] = ()
         """What is hidden, and whether it is a directory."""
-        self.overlay_points: tuple[str, ...] = ()
-        """Mount points of real file systems below the root."""
+        self._points: tuple[tuple[str, str], ...] = ()
+        """Mount points below the root, and what is mounted there."""
+        self._cover_dev = os.lstat(MASK_FILE).st_dev
 
     def hide(self, paths: list[str]) -> None:
         """Hide these absolute paths from every container started from now on."""
@@ -158,7 +163,7 @@ class Template:
 
     def refresh(self) -> None:
         """Make the template anew if it is stale."""
-        if not self.stale:
+        if not self.stale and self._is_covered():
             return
         tree = self._copy_node()
         try:
@@ -172,12 +177,25 @@ class Template:
         points = self._prune()
         self._cover()
         hidden = [path for path, _ in self.masks]
-        self.overlay_points = tuple(
-            point
-            for point, kind in points
-            if kind not in _PSEUDO and not any(point == path or point.startswith(f"{path}/") for path in hidden)
+        self._points = tuple(
+            (point, kind) for point, kind in points if not any(point == path or point.startswith(f"{path}/") for path in hidden)
         )
         self.stale = False
+
+    def points(self, *, with_memory: bool) -> tuple[str, ...]:
+        """The mount points of real file systems below the root, parents first; ``with_memory`` also of those in memory."""
+        return tuple(point for point, kind in self._points if kind not in _PSEUDO or (with_memory and kind in _MEMORY))
+
+    def _is_covered(self) -> bool:
+        """Whether all that is to be hidden still is: a file loses its cover when another is renamed over it, and what was absent may come."""
+        for path in self._wanted:
+            try:
+                shape = os.lstat(TEMPLATE + path)
+            except OSError:
+                continue
+            if shape.st_dev != self._cover_dev and not stat.S_ISLNK(shape.st_mode):
+                return False
+        return True
 
     def _copy_node(self) -> int:
         setns(self._node_mnt_fd, CLONE_NEWNS)
@@ -188,13 +206,13 @@ class Template:
 
     @staticmethod
     def _prune() -> list[tuple[str, str]]:
-        """Drop what every container replaces anyway, and namespace files; give the mount points left below the root."""
+        """Drop what every container replaces anyway, and views of the kernel; give the mount points left below the root."""
         prefix = f"{TEMPLATE}/"
         kept: list[tuple[str, str]] = []
         mounts = [(point, kind) for point, kind, _ in mount.mountpoints() if point.startswith(prefix)]
         for point, kind in reversed(mounts):
             inside = point[len(TEMPLATE) :]
-            if inside.startswith(("/proc/", "/sys/", "/dev/")) or inside in ("/proc", "/sys") or kind == "nsfs":
+            if inside.startswith(("/proc/", "/sys/", "/dev/")) or inside in ("/proc", "/sys") or kind in _VIEWS:
                 mount.umount2(point, mount.MNT_DETACH)
             else:
                 kept.append((inside, kind))

@@ -197,7 +197,7 @@ def test_dashes_end_options_elsewhere_too() -> None:
         ("pss", "`nbctl` has no verb 'pss'", "did you mean `nbctl ps`?"),
         ("list", "`nbctl` has no verb 'list'", "did you mean `nbctl ps`?"),
         ("lan crate x", "`nbctl lan` has no verb 'crate'", "did you mean `nbctl lan create`?"),
-        ("run proces -- x", "'proces' is no kind of container", "write `nbctl run process [OPTION]... -- CMD`"),
+        ("run lxc -- x", "'lxc' is no kind of container", "write `nbctl run process [OPTION]... -- CMD`"),
         ("ps --al", "`nbctl ps` has no option --al", "did you mean --all?"),
         ("run process --nmae x -- y", "`nbctl run process` has no option --nmae", "did you mean --name?"),
         ("exec --usr 0 web id", "`nbctl exec` has no option --usr", "did you mean --user?"),
