@@ -60,9 +60,8 @@ def owned_cgroups(request: pytest.FixtureRequest) -> Iterator[set[str]]:
     leaks.reap()
     before = leaks.Snapshot.take()
     yield names
-    left = [thing for thing in leaks.leaked(before, names) if not is_grpc(thing)]
-    if left:  # what a fixture of a wider scope started goes on
-        leaks.kill_descendants()
+    left = leaks.leaked(before, names, is_harmless=is_grpc)
+    leaks.kill_descendants(before)  # what a fixture of a wider scope started goes on
     assert left == [], "the test left something behind"
 
 

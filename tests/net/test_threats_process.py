@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
-import resource
 import shutil
 import socket
 import sys
@@ -36,10 +36,13 @@ def test_cve_2016_9962_a_joining_process_is_looked_into(fort, capabilities) -> N
         while not os.path.exists("/run/enough"):
             for pid in [name for name in os.listdir("/proc") if name.isdigit() and name != own]:
                 names = [f"/proc/{pid}/{kind}" for kind in ("cwd", "root")]
-                attempt(lambda: names.extend(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")))
+                with contextlib.suppress(OSError):
+                    names += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
                 links = {link_of(name) for name in names}
                 found |= {link for link in links if link.startswith(("mnt:", "net:", "socket:", "anon_inode:")) or "log" in link}
-                found |= {f"{name} leads to the daemon" for name in names for path in (run_dir, "") if os.path.exists(f"{name}{path}/node.json")}
+                found |= {
+                    f"{name} leads to the daemon" for name in names for path in (run_dir, "") if os.path.exists(f"{name}{path}/node.json")
+                }
         return sorted(found)
 
     container = fort.start(*fort.program(probe, str(fort.machine.run_dir)), cap_add=capabilities)
@@ -75,12 +78,11 @@ def test_standard_streams_are_no_file_of_the_node(fort, mode) -> None:
     """A descriptor of the node's /dev/null would let root inside change its mode for everybody."""
 
     def change():
-        return [attempt(lambda fd=fd: os.fchmod(fd, 0o666)) if os.isatty(fd) or "/" in link_of(f"/proc/self/fd/{fd}") else "EROFS" for fd in range(3)]
+        return [attempt(lambda fd=fd: os.fchmod(fd, 0o666)) for fd in range(3) if link_of(f"/proc/self/fd/{fd}").startswith("/")]
 
     before = os.stat("/dev/null").st_ctime_ns
-    container = fort.start("sleep", "100", fs=mode)
-    assert fort.inside(change, fs=mode) == ["EROFS"] * 3
-    assert fort.inside_of(container, change) == ["EROFS"] * 3
+    assert fort.inside(change, fs=mode) == ["EROFS"]
+    assert fort.inside_of(fort.start("sleep", "100", fs=mode), change) == []
     assert os.stat("/dev/null").st_ctime_ns == before
 
 
@@ -97,10 +99,8 @@ def digests() -> dict[str, str]:
 def test_cve_2019_5736_overwriting_the_runtime_through_proc_self_exe(fort, mode) -> None:
     def overwrite():
         fd = os.open("/proc/self/exe", os.O_PATH)
-        os.set_inheritable(fd, True)
-        refusals = [write_at("/proc/self/exe"), attempt(lambda: os.chmod("/proc/self/exe", 0o777)), attempt(lambda: os.utime(f"/proc/self/fd/{fd}"))]
-        is_read_only = bool(os.statvfs(fd).f_flag & os.ST_RDONLY)
-        return [is_read_only, *refusals]
+        changes = [lambda: os.chmod("/proc/self/exe", 0o777), lambda: os.utime(f"/proc/self/fd/{fd}")]
+        return [bool(os.statvfs(fd).f_flag & os.ST_RDONLY), write_at("/proc/self/exe"), *map(attempt, changes)]
 
     before = digests()
     _, *arguments = fort.program(overwrite)
@@ -183,7 +183,7 @@ def test_setuid_program_gives_no_right(fort) -> None:
     assert fort.run("/program", "-u", fs="rootfs", mounts=(f"{program}:/program",), user="1000:1000").out == b"1000\n"
 
 
-@pytest.mark.parametrize("user", ["0x0", "-1", " 1", "1:", ":1", "+0", "4294967295", "4294967296", "٠", "0\n", "1.0", "root:x", "1_0"])
+@pytest.mark.parametrize("user", ["0x0", "-1", " 1", "1:", ":1", "+0", "4294967295", "4294967296", "\u0660", "0\n", "1.0", "root:x", "1_0"])
 def test_cve_2026_30892_odd_user_becomes_another_one(fort, user) -> None:
     with pytest.raises(InvalidArgument):
         fort.run("id", user=user)
@@ -210,13 +210,15 @@ def test_cve_2014_8989_user_namespace_to_drop_groups_or_gain_rights(fort, mode) 
 @pytest.mark.parametrize("user", ["", "1000"], ids=["root", "user"])
 def test_system_calls_that_open_the_kernel(fort, mode, user) -> None:
     def refused():
-        calls = {name: syscall(name, 0, 0, 0, 0, 0) for name in (
-            "add_key", "keyctl", "request_key", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "kexec_load", "open_by_handle_at",
-            "mount", "umount2", "pivot_root", "setns", "init_module", "finit_module", "open_tree", "move_mount", "fsopen", "fsmount",
-            "mount_setattr", "reboot", "swapon", "syslog", "setdomainname", "quotactl", "acct", "pidfd_getfd",
-        )}  # fmt: skip
-        spaces = {f"unshare {flag:#x}": syscall("unshare", flag) for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x20000000, 0x40000000)}
-        families = {str(family): attempt(lambda family=family: socket.socket(family, socket.SOCK_RAW)) for family in (38, 40)}
+        names = (
+            "add_key", "keyctl", "request_key", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "kexec_load",
+            "open_by_handle_at", "mount", "umount2", "pivot_root", "setns", "init_module", "finit_module", "open_tree", "move_mount",
+            "fsopen", "fsmount", "mount_setattr", "reboot", "swapon", "syslog", "setdomainname", "quotactl", "acct", "pidfd_getfd",
+        )  # fmt: skip
+        calls = {name: syscall(name, 0, 0, 0, 0, 0) for name in names}
+        flags = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x20000000, 0x40000000)
+        spaces = {f"unshare {flag:#x}": syscall("unshare", flag) for flag in flags}
+        families = {family: attempt(lambda family=family: socket.socket(family, socket.SOCK_RAW)) for family in (38, 40)}  # ALG, VSOCK
         return calls | spaces, families
 
     calls, families = fort.inside(refused, fs=mode, user=user)
@@ -276,15 +278,17 @@ def test_masked_and_read_only_parts_of_proc_and_sys(fort, mode) -> None:
     def look():
         names = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats", "kmsg")
         read = {name: read_at(f"/proc/{name}") for name in names}
-        listed = [os.listdir(path) for path in ("/proc/acpi", "/proc/scsi", "/proc/asound", "/sys/firmware", "/sys/kernel/debug") if os.path.isdir(path)]
+        folders = ("/proc/acpi", "/proc/scsi", "/proc/asound", "/sys/firmware", "/sys/kernel/debug", "/sys/kernel/tracing")
+        listed = [names for path in folders if os.path.isdir(path) and (names := os.listdir(path))]
         written = []
         for top in ("/proc", "/sys"):
             for folder, folders, files in os.walk(top):
                 if folder == "/proc":
                     folders[:] = [name for name in folders if not name.isdigit() and name not in ("self", "thread-self")]
                 folders[:] = [name for name in folders if f"{folder}/{name}" != "/proc/sys/net"]
-                written += [path for name in files if os.lstat(path := f"{folder}/{name}").st_mode & 0o120222 in (0o222, 0o200) and not write_at(path)]
-        return {name: text[:9] for name, text in read.items() if text not in ("", "EACCES", "EPERM", "ENOENT")}, [names for names in listed if names], written
+                paths = [path for name in files if not os.path.islink(path := f"{folder}/{name}")]
+                written += [path for path in paths if os.lstat(path).st_mode & 0o222 and not write_at(path)]
+        return {name: text[:9] for name, text in read.items() if text not in ("", "EACCES", "EPERM", "ENOENT")}, listed, written
 
     read, listed, written = fort.inside(look, fs=mode)
     assert (read, listed) == ({}, [])
@@ -305,7 +309,8 @@ def test_cve_2020_15257_abstract_sockets_of_the_node(fort, mode) -> None:
 
 def test_ipc_objects_of_the_node(fort) -> None:
     def look():
-        return [open(f"/proc/sysvipc/{kind}").read().count("\n") for kind in ("shm", "sem", "msg")], os.listdir("/dev/shm"), os.path.exists("/dev/mqueue")
+        lines = [read_at(f"/proc/sysvipc/{kind}").count("\n") for kind in ("shm", "sem", "msg")]
+        return lines, os.listdir("/dev/shm"), os.path.exists("/dev/mqueue")
 
     shared = Path("/dev/shm/nestbed-threat")
     libc = ctypes.CDLL(None)
@@ -321,7 +326,7 @@ def test_ipc_objects_of_the_node(fort) -> None:
 
 def test_cve_2020_14370_environment_of_another_container(fort) -> None:
     def environments():
-        return sorted(os.environ), open("/proc/1/environ").read().count("SECRET"), [pid for pid in os.listdir("/proc") if pid.isdigit()]
+        return sorted(os.environ), read_at("/proc/1/environ").count("SECRET"), [pid for pid in os.listdir("/proc") if pid.isdigit()]
 
     first = fort.start("sleep", "100", env={"SECRET": "hunter2"})
     for mode in MODES:
@@ -336,14 +341,14 @@ def test_core_dump_runs_a_program_on_the_node(fort) -> None:
     """A limit of 0 does not stop a dump through a pipe, a limit of 1 does (core(5)): so nothing inside may make it 0."""
 
     def lower():
-        attempt(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
-        attempt(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 1)))
+        import resource
+
+        for limits in ((0, 0), (0, 1)):
+            attempt(lambda limits=limits: resource.setrlimit(resource.RLIMIT_CORE, limits))
         return resource.getrlimit(resource.RLIMIT_CORE)
 
-    source = fort.program(lower)
-    program = (*source[:-1], "import resource\n" + source[-1].replace("from __future__ import annotations", ""))
-    assert fort.answer(fort.run(*program)) == [1, 1]
-    assert fort.answer(fort.exec(fort.start("sleep", "100", user="1000"), *program)) == [1, 1]
+    assert fort.inside(lower) == [1, 1]
+    assert fort.inside_of(fort.start("sleep", "100", user="1000"), lower) == [1, 1]
     assert fort.run("sh", "-c", "ulimit -c 0; ulimit -c").code == 0
 
 
@@ -351,9 +356,9 @@ def test_processes_and_memory_without_limit(fort) -> None:
     container = fort.start("sleep", "100")
 
     async def stats(client):
-        return [used async for response in client.stats([container]) for used in response.stats][0]
+        return [used async for response in client.stats([container]) for used in response.stats]
 
-    used = fort.call(stats)
+    (used,) = fort.call(stats)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < used.pids_limit <= 4096
     assert 0 < used.memory_limit_bytes < total
@@ -361,9 +366,11 @@ def test_processes_and_memory_without_limit(fort) -> None:
 
 def test_fork_bomb_is_bounded(fort) -> None:
     def bomb():
-        pids = []
-        while not attempt(lambda: pids.append(os.fork()) or (pids[-1] or os.execv("/bin/sleep", ["sleep", "30"]))):
-            pass
-        return len(pids)
+        import subprocess
 
-    assert fort.inside(bomb, resources=api.Resources(pids=50)) < 50
+        made = []
+        while len(made) < 200 and not attempt(lambda: made.append(subprocess.Popen(["/bin/sleep", "30"]))):
+            pass
+        return len(made)
+
+    assert 0 < fort.inside(bomb, resources=api.Resources(pids=50)) < 50

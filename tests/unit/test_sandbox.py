@@ -86,6 +86,16 @@ def test_sockets_outside_the_network_namespace_are_refused() -> None:
         assert verdict(program, call("socket"), family) == ALLOW
 
 
+def test_limit_of_core_dumps_is_not_changed_and_nobody_minds() -> None:
+    program = sandbox.program(DEFAULT)
+    done, core, files = pyseccomp.ERRNO(0), 4, 7
+    assert verdict(program, call("setrlimit"), core, 0x1000) == done
+    assert verdict(program, call("prlimit64"), 0, 1 << 32 | core, 0x1000) == done
+    assert verdict(program, call("prlimit64"), 0, core, 0, 0x1000) == ALLOW
+    assert verdict(program, call("prlimit64"), 0, files, 0x1000) == ALLOW
+    assert verdict(program, call("setrlimit"), files, 0x1000) == ALLOW
+
+
 def test_only_harmless_personalities() -> None:
     program = sandbox.program(DEFAULT)
     for value in (0, 8, 0x20000, 0x20008, 0xFFFFFFFF):

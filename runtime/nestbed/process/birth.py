@@ -25,8 +25,7 @@ from nestbed.linux.namespace import (
     CLONE_PARENT,
     clone3,
 )
-from nestbed.linux.path import openat2
-from nestbed.process.launch import TEMPLATE, Child, Prepared
+from nestbed.process.launch import Child, Prepared
 from nestbed.process.protocol import Launch
 
 if TYPE_CHECKING:
@@ -208,10 +207,6 @@ class Birth:
             if launch.get("init"):
                 # From the keeper's read-only copy of the node: /proc/1/exe must never be writable.
                 prepared.init_fd = self._open(launch["init"], os.O_RDONLY)
-            if upper := launch.get("root", {}).get("upper"):
-                root = self._open(TEMPLATE, os.O_PATH)
-                prepared.upper_fd = openat2(root, upper, os.O_RDONLY | os.O_DIRECTORY)
-                self._theirs.append(prepared.upper_fd)
         except OSError as error:
             raise Refusal("root", error.errno or errno.EIO, str(error)) from error
 

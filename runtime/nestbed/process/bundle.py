@@ -95,7 +95,7 @@ def clear(bundle: Bundle) -> None:
 
 
 def _write(bundle: Bundle, name: str, text: str, mode: int) -> None:
-    path = bundle.path / name
+    path = f"{bundle.path}/{name}"
     with translated(f"writing {path}", path=path):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:

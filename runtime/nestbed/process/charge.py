@@ -18,6 +18,7 @@ from nestbed.linux.pidfd import exit_information, open_process, start_time, zomb
 from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
 from nestbed.process.launch import BUNDLES
+from nestbed.process.inflight import Piece
 from nestbed.process.output import Journal, Outlet, Sink
 from nestbed.process.protocol import Launch
 
@@ -163,11 +164,16 @@ class Charge:
         if self._netns_fd < 0:
             self._netns_fd = self._keeper.netns.take()
         birth, self._birth = self._birth, None
-        if birth is None or not birth.alive():
+        if birth is not None and not birth.alive():
+            birth.bury()
+            birth = None
+        if birth is None:
             birth = Birth(self._keeper, launch, self._netns_fd)
         self._note_memory(launch)
         self._stands_for = 0
         self._starting = True
+        self._started_at = time.time()
+        self._save_before(birth)
         birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
 
     def _save_before(self, birth: Birth) -> None:
@@ -198,14 +204,27 @@ class Charge:
         complete(None, {"pid": birth.pid, "start_time": self._start_time, "status": self.status()}, given)
 
     def _connect_output(self, launch: Launch, sources: dict[int, int]) -> None:
-        journal = Journal(self._bundle, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
-        journal.bytes_lost = self._bytes_lost
-        self._outlet = Outlet(journal, self._keeper.loop.watch, self._keeper.loop.drain, self._note_lost)
+        self._outlet = self._make_outlet(launch)
+        self._outlet.journal.bytes_lost = self._bytes_lost
         for sink in self._waiting_sinks:
             self._outlet.add_sink(sink)
         self._waiting_sinks = []
         for fd, stream in sources.items():
             self._outlet.add_source(fd, stream)
+
+    def _journal(self, launch: Launch) -> Journal:
+        return Journal(self._bundle, self._keeper.inflight, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
+
+    def _make_outlet(self, launch: Launch) -> Outlet:
+        keeper = self._keeper
+        return Outlet(self.id, self._journal(launch), keeper.inflight, keeper.loop.watch, keeper.loop.drain, self._note_lost)
+
+    def log_again(self, piece: Piece) -> None:
+        """Complete the log with what an earlier keeper had read for it."""
+        with suppress(Refusal):  # it is being removed
+            journal = self._journal(self._read_launch())
+            journal.write_again(piece)
+            journal.close()
 
     def _note_lost(self, total: int) -> None:
         """Output could not be logged; tell of it once a second at most."""
@@ -435,14 +454,10 @@ class Charge:
 
     def take_over(self) -> bool:
         """At the start of a keeper: adopt the process an earlier one left. False if there is nothing to keep."""
-        try:
-            with open(f"{self._bundle}/status.json", "rb") as file:
-                record = json.load(file)
-            launch = self._read_launch()
-            self._load(record)
-        except (OSError, ValueError, KeyError, TypeError, Refusal):
+        found = self.recall()
+        if found is None:
             return False
-        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        launch, record = found
         if self._state == "running":
             try:
                 self._pidfd = open_process(self._pid, self._start_time)
@@ -456,10 +471,17 @@ class Charge:
             self._save()
         return False
 
-    def recall(self) -> None:
-        """Know again how it ended, if the bundle tells: an earlier keeper may have died before it could tell anybody."""
-        with suppress(OSError, ValueError, KeyError, TypeError), open(f"{self._bundle}/status.json", "rb") as file:
-            self._load(json.load(file))
+    def recall(self) -> tuple[Launch, dict[str, Any]] | None:
+        """Know again what an earlier keeper left in the bundle: ``launch.json`` and ``status.json``; None if they are not there."""
+        try:
+            with open(f"{self._bundle}/status.json", "rb") as file:
+                record = json.load(file)
+            launch = self._read_launch()
+            self._load(record)
+        except (OSError, ValueError, KeyError, TypeError, Refusal):
+            return None
+        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        return launch, record
 
     def _load(self, record: dict[str, Any]) -> None:
         self._state = record["state"]
@@ -554,8 +576,7 @@ class Charge:
 
     def _log_rest(self, launch: Launch, fds: list[int]) -> None:
         """Log what an ended run left in its pipes."""
-        journal = Journal(self._bundle, bytes_max=launch["log"]["bytes_max"], files=launch["log"]["files"])
-        outlet = Outlet(journal, self._keeper.loop.watch, self._keeper.loop.drain, self._note_lost)
+        outlet = self._make_outlet(launch)
         for stream, fd in enumerate(fds, 1):
             outlet.add_source(fd, stream)
         outlet.finish()

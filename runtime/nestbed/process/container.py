@@ -166,14 +166,14 @@ class ProcessRuntime:
         _logger.info("keeper connected", extra=fields(pid=self._parts.keeper.pid))
 
     def _on_event(self, event: dict[str, Any], fds: list[int]) -> None:
+        if "status" in event:
+            # Who has not been taken up yet, or not been given to this keeper, will be found like this.
+            self._entries[event["id"]] = event["status"]
         container = self._containers.get(event["id"])
         if container is not None:
             container.on_event(event, fds)
-            return
-        close_all(fds)
-        if "status" in event:
-            # Not taken up yet: this is how it will be found.
-            self._entries[event["id"]] = event["status"]
+        else:
+            close_all(fds)
 
     async def _tell_masks(self) -> None:
         paths = self._masks.paths(skip_netns=lambda: {container.netns for container in self._containers.values()})
@@ -271,7 +271,7 @@ class ProcessRuntime:
         if container is not None:
             await container.destroy()
             return
-        await self._kill_stray(bundle.id)
+        await self._parts.insist(lambda: self._kill_stray(bundle.id))
         await self._parts.release(bundle.id)
         if bundle.path.exists():
             for port, owner in self._parts.ports.ours().items():
@@ -282,7 +282,6 @@ class ProcessRuntime:
 
     async def _kill_stray(self, container_id: str) -> None:
         """End what the keeper has of a container that nobody holds here."""
-        await self._parts.keeper_back.wait()
         entry = (await self._parts.keeper.call("list")).result["containers"].get(container_id)
         if entry is None or entry["state"] not in ("running", "restarting"):
             return

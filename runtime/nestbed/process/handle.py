@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, Unavailable, WrongState, shown
@@ -112,6 +113,16 @@ class ProcessContainer:
             await self._start_again()
 
     async def _take_up_running(self, entry: dict[str, Any]) -> None:
+        await self._follow(entry)
+        await self._join_network(is_new=False)
+        if self._status.state is State.STOPPED:  # it ended meanwhile, and that network is a new one
+            (await self._parts.call("release", self.id)).close()
+            self._let_network_go()
+        elif self._parts.cgroups.is_frozen(self.id):
+            self._status = dataclasses.replace(self._status, state=State.PAUSED)
+
+    async def _follow(self, entry: dict[str, Any]) -> None:
+        """Hold the process that runs, and its terminal."""
         try:
             pidfd = open_process(entry["pid"], entry["start_time"])
         except ProcessLookupError:  # it ends right now; the keeper will tell
@@ -119,10 +130,10 @@ class ProcessContainer:
         fds = [pidfd] if pidfd >= 0 else []
         if fds and self._spec.process.tty:
             fds += (await self._parts.call("stdin", self.id)).fds
-        self._dialogue.begin(fds)
-        await self._join_network(is_new=False)
-        if self._parts.cgroups.is_frozen(self.id):
-            self._status = dataclasses.replace(self._status, state=State.PAUSED)
+        if self._status.state is State.STOPPED:  # it ended meanwhile
+            close_all(fds)
+        else:
+            self._dialogue.begin(fds)
 
     async def _start_again(self) -> None:
         """A start that the policy owes; if it fails, the status says so.
@@ -206,10 +217,10 @@ class ProcessContainer:
             Unavailable: it went away again; to be repeated with the next one.
         """
         state = self._status.state
-        if state in (State.CREATED, State.STOPPED) and entry is not None and entry["state"] == "running":
+        if state in (State.CREATED, State.STOPPED, State.RESTARTING) and entry is not None and entry["state"] == "running":
             # The keeper died before it could tell that a start had succeeded.
-            await self._take_up_running(entry)
             self._set(status_of(entry))
+            await self._follow(entry)
             return
         if state is State.STOPPED or self._netns_fd < 0:
             return
@@ -218,11 +229,16 @@ class ProcessContainer:
         if pidfd >= 0 and not self._dialogue.is_alive():
             wait_status = exit_information(pidfd)
         fds = [self._netns_fd, *self._dialogue.kept]
-        reply = await self._parts.call("adopt", self.id, fds=fds, wait_status=wait_status)
-        if state is State.RESTARTING:
+        entry = (await self._parts.call("adopt", self.id, fds=fds, wait_status=wait_status)).result["status"]
+        if state is not self._status.state or state is State.CREATED:
+            return
+        if state is not State.RESTARTING and owes_restart(entry, self._restart):
+            self._dialogue.end()
+            self._set(dataclasses.replace(status_of(entry), state=State.RESTARTING))
+        if self._status.state is State.RESTARTING:
             await self._restart_owed()
-        elif state is self._status.state and state is not State.CREATED:
-            self._adopted(reply.result["status"])
+        else:
+            self._adopted(entry)
 
     async def _restart_owed(self) -> None:
         """Do what the keeper that died was about to do."""
@@ -348,10 +364,9 @@ class ProcessContainer:
     async def _end(self) -> None:
         """Kill everything in it and wait until it is STOPPED."""
         was_paused = self._status.state is State.PAUSED
-        await self._parts.keeper_back.wait()
         for operation, argument in (("stop", {"grace": 0.0}), ("signal", {"signal": int(signal.SIGKILL)})):
             try:
-                (await self._parts.call(operation, self.id, **argument)).close()
+                (await self._parts.insist(partial(self._parts.call, operation, self.id, **argument))).close()
             except WrongState:  # it ended meanwhile
                 break
         if was_paused:

@@ -30,9 +30,10 @@ from nestbed.linux.pidfd import start_time
 from nestbed.process import template
 from nestbed.process.birth import Birth, Refusal
 from nestbed.process.charge import Charge, Completion
+from nestbed.process.inflight import Inflight
 from nestbed.process.launch import BUNDLES
 from nestbed.process.netns import NetworkNamespaces
-from nestbed.process.output import Sink
+from nestbed.process.output import CHUNK_BYTES, Sink
 from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
 
 Handler = Callable[[], object]
@@ -122,6 +123,7 @@ class Keeper:
         self.loop = Loop()
         self.run_fd = run_fd
         self.host_root_fd = host_root_fd
+        self.inflight = Inflight(run_fd, CHUNK_BYTES)
         self.netns = NetworkNamespaces()
         self.template = template.Template(node_mnt_fd)
         self.charges: dict[str, Charge] = {}
@@ -156,6 +158,10 @@ class Keeper:
 
     def run(self) -> None:
         """Announce itself, take over what runs, and serve until there is nothing left to do."""
+        piece = self.inflight.left()
+        if piece is not None:
+            Charge(self, piece.id).log_again(piece)
+        self.inflight.clear()
         for id in sorted(os.listdir(BUNDLES)):
             charge = Charge(self, id)
             if charge.take_over():

@@ -49,6 +49,8 @@ _RESOLV_CONF = b"# No name server: the members of this container's LANs are in /
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
 _KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_NOT_WANTED = 125
+"""The exit code of a clone that never executed: not 0, which would read as success."""
 
 
 class StepError(Exception):
@@ -93,7 +95,6 @@ class Prepared:
         """``tasks`` files of v1 cgroups."""
         self.init_fd = -1
         self.seccomp = b""
-        self.upper_fd = -1
         self.overlay_points: tuple[str, ...] = ()
         """Mount points of real file systems in the template, parents first, without ``/``."""
         self.masks: tuple[tuple[str, bool], ...] = ()
@@ -271,7 +272,11 @@ class Child:
 
     def _root_overlay(self) -> str:
         self._step = "overlay"
-        base = f"/proc/self/fd/{self._prepared.upper_fd}" if self._prepared.upper_fd >= 0 else SCRATCH
+        base = SCRATCH
+        if upper := self._launch["root"].get("upper"):
+            # Opened here: an overlay takes no layer from another mount namespace.
+            template_fd = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+            base = f"/proc/self/fd/{openat2(template_fd, upper, os.O_RDONLY | os.O_DIRECTORY)}"
         for number, point in enumerate(("", *self._prepared.overlay_points)):
             layers = [f"{base}/{kind}{number}" for kind in ("upper", "work")]
             for layer in layers:

@@ -92,7 +92,7 @@ def aliases(paths: Iterable[str], mounts: Sequence[Mounted]) -> set[str]:
 
 
 def _joined(directory: str, rest: str) -> str:
-    return f"{directory.rstrip('/')}{rest}" or "/"
+    return f"{directory.rstrip('/')}/{rest.lstrip('/')}".rstrip("/") or "/"
 
 
 def listening_paths(skip_netns: Collection[int]) -> set[str]:

@@ -7,9 +7,11 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from nestbed import runlog
+from nestbed.process.inflight import Inflight, Piece
 
 CHUNK_BYTES = 16 * 1024
 """Read at once. Of the shortest lines that is 3 ms of work, during which nothing else is served."""
@@ -20,12 +22,14 @@ Watch = Callable[[int, Callable[[], object] | None], None]
 class Journal:
     """The log of one container: ``log`` in its bundle, rotated by size. A full disk loses output, counted, and harms nobody."""
 
-    def __init__(self, bundle: str, *, bytes_max: int, files: int) -> None:
-        """``bundle`` is the directory; files are opened when there is something to write."""
+    def __init__(self, bundle: str, inflight: Inflight, *, bytes_max: int, files: int) -> None:
+        """``bundle`` is the directory; files are opened when there is something to write. ``inflight`` is told where that goes."""
         self._bundle = bundle
+        self._inflight = inflight
         self._bytes_max = max(bytes_max, 4096)
         self._files = max(files, 1)
         self._fd = -1
+        self._inode = 0
         self._size = 0
         self.bytes_lost = 0
 
@@ -37,6 +41,7 @@ class Journal:
                 self._open()
             elif self._size and self._size + len(entries) > self._bytes_max:
                 self._rotate()
+            self._inflight.goes_to(self._inode, self._size)
             written = os.write(self._fd, entries)
             self._size += written
             if written < len(entries):  # the disk is full: half a line is worse than none
@@ -53,7 +58,16 @@ class Journal:
         if not stat.S_ISREG(shape.st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "the log is no regular file")
-        self._fd, self._size = fd, shape.st_size
+        self._fd, self._inode, self._size = fd, shape.st_ino, shape.st_size
+
+    def write_again(self, piece: Piece) -> None:
+        """As :meth:`write`, for what an earlier keeper had in flight: all, a part, or nothing of it is there already."""
+        with suppress(OSError):
+            self._open()
+            if self._inode == piece.inode and self._size > piece.size:
+                os.ftruncate(self._fd, piece.size)
+                self._size = piece.size
+        self.write(piece.stream, piece.data)
 
     def _rotate(self) -> None:
         self.close()
@@ -122,11 +136,13 @@ class Outlet:
     A sink that is full stops the sources until it takes more; so an attached reader slows the program and loses nothing.
     """
 
-    def __init__(self, journal: Journal, watch: Watch, drain: Watch, lost: Callable[[int], None]) -> None:
+    def __init__(self, id: str, journal: Journal, inflight: Inflight, watch: Watch, drain: Watch, lost: Callable[[int], None]) -> None:
         """``watch(fd, f)`` calls f when fd can be read, ``drain(fd, f)`` when it can be written; f None ends that.
 
-        ``lost`` is told the total of bytes that could not be logged, whenever it grew.
+        ``id`` is the container's. ``lost`` is told the total of bytes that could not be logged, whenever it grew.
         """
+        self._id = id
+        self._inflight = inflight
         self.journal = journal
         self.sources: dict[int, int] = {}
         self.sinks: list[Sink] = []
@@ -151,18 +167,20 @@ class Outlet:
 
     def pump(self, fd: int) -> bool:
         """Read once from ``fd``. False when there was nothing (more)."""
+        stream = self.sources[fd]
         try:
-            data = os.read(fd, CHUNK_BYTES)
+            data = self._inflight.read(fd, self._id, stream)
         except BlockingIOError:
             return False
         except OSError:  # a terminal whose last slave closed reads EIO
             data = b""
         if not data:
+            self._inflight.done()
             self._end(fd)
             return False
-        stream = self.sources[fd]
         lost = self.journal.bytes_lost
         self.journal.write(stream, data)
+        self._inflight.done()
         if self.journal.bytes_lost != lost:
             self._lost(self.journal.bytes_lost)
         for sink in list(self.sinks):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from nestbed.errors import HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, WrongState, from_errno
+from nestbed.errors import HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, WrongState, from_errno
 from nestbed.model import ExitStatus, RestartMode, RestartPolicy, State, Status
 from nestbed.process.keeper_client import KeeperClient, KeeperError, Reply
 from nestbed.process.limits import Cgroups
 from nestbed.process.lookup import not_executable, program_not_found
 from nestbed.process.ports import Ports
 from nestbed.runtime import StatusListener
+
+T = TypeVar("T")
 
 _STATES = {"created": State.CREATED, "running": State.RUNNING, "restarting": State.RESTARTING, "stopped": State.STOPPED}
 _EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EUSERS)
@@ -46,8 +48,21 @@ class Parts:
 
     async def release(self, container_id: str) -> None:
         """Make the keeper forget a container that does not run. Idempotent."""
-        await self.keeper_back.wait()
-        (await self.call("release", container_id)).close()
+        (await self.insist(lambda: self.call("release", container_id))).close()
+
+    async def insist(self, doing: Callable[[], Awaitable[T]]) -> T:
+        """``doing``, again with the next keeper whenever one goes away meanwhile: for what may be done twice.
+
+        Raises:
+            Unavailable: there will be no next one. What ``doing`` raises.
+        """
+        while True:
+            await self.keeper_back.wait()
+            try:
+                return await doing()
+            except Unavailable:
+                if self.keeper_back.is_set():
+                    raise
 
 
 def status_of(entry: dict[str, Any]) -> Status:

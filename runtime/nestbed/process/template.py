@@ -187,7 +187,10 @@ class Template:
         return tuple(point for point, kind in self._points if kind not in _PSEUDO or (with_memory and kind in _MEMORY))
 
     def _is_covered(self) -> bool:
-        """Whether all that is to be hidden still is: a file loses its cover when another is renamed over it, and what was absent may come."""
+        """Whether all that is to be hidden still is.
+
+        A file loses its cover when another is renamed over it, and what was absent may come.
+        """
         for path in self._wanted:
             try:
                 shape = os.lstat(TEMPLATE + path)

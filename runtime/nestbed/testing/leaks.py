@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -66,12 +66,21 @@ def become_reaper() -> None:
     checked("prctl", LIBC.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
-def leaked(before: Snapshot, cgroup_names: Collection[str] = (), settle_seconds: float = SETTLE_SECONDS) -> list[str]:
-    """What is left over ``before``, once the kernel had time to let go: it takes namespaces down later, and says nothing."""
+def leaked(
+    before: Snapshot,
+    cgroup_names: Collection[str] = (),
+    settle_seconds: float = SETTLE_SECONDS,
+    *,
+    is_harmless: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """What is left over ``before``, once the kernel had time to let go: it takes namespaces down later, and says nothing.
+
+    Things that are ``is_harmless`` (as ``kind: thing``) are passed over.
+    """
     deadline = time.monotonic() + settle_seconds
     while True:
         reap()
-        found = Snapshot.take(cgroup_names).since(before)
+        found = [thing for thing in Snapshot.take(cgroup_names).since(before) if is_harmless is None or not is_harmless(thing)]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(_POLL_SECONDS)
@@ -84,10 +93,11 @@ def reap() -> None:
             pass
 
 
-def kill_descendants() -> None:
-    """End everything that descends from this process."""
+def kill_descendants(before: Snapshot) -> None:
+    """End everything that descends from this process and did not run ``before``."""
+    spared = {int(process.split()[0]) for process in before.processes}
     deadline = time.monotonic() + SETTLE_SECONDS
-    while (descendants := list(_descendants(os.getpid()))) and time.monotonic() < deadline:
+    while (descendants := [pid for pid in _descendants(os.getpid()) if pid not in spared]) and time.monotonic() < deadline:
         for pid in descendants:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -103,9 +103,10 @@ class Machine:
     def remove_empty_cgroups(self) -> None:
         """Remove the node's own cgroups, below which it has its containers'."""
         if self.node_id:
-            for path in _CGROUPS.rglob(f"nestbed-{self.node_id}"):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+            for hierarchy in (_CGROUPS, *_CGROUPS.iterdir()):
+                for name in ("devices", ""):
+                    with contextlib.suppress(OSError):
+                        (hierarchy / f"nestbed-{self.node_id}" / name).rmdir()
 
 
 class Daemon:
