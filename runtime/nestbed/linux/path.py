@@ -38,6 +38,4 @@ def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve
 
 
 def _openat2(dirfd: int, path: bytes, how: _OpenHow) -> int:
-    return call(
-        "openat2", _OPENAT2, ctypes.c_int(dirfd), ctypes.c_char_p(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-    )
+    return call("openat2", _OPENAT2, ctypes.c_int(dirfd), ctypes.c_char_p(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
