@@ -168,6 +168,9 @@ async def call(channel: aio.Channel, method: MethodDescriptor, requests: Sequenc
         async for _ in answers:
             pass
     except aio.AioRpcError as error:
+        if error.code() is StatusCode.INTERNAL and not error.trailing_metadata():
+            # Not the node's: gRPC's own word, at this end, for writing to a call that has been answered already.
+            return StatusCode.CANCELLED
         return error.code()
     return StatusCode.OK
 
@@ -213,7 +216,7 @@ def keeper_pid(machine: Machine) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(120 + CALLS // 100)
 async def test_random_calls(machine) -> None:
-    machine.daemon.start("--log-level", "error")
+    machine.daemon.start()
     processes = {"nestbedd": Process(machine.daemon.pid), "keeper": Process(keeper_pid(machine))}
     codes: collections.Counter[tuple[str, StatusCode]] = collections.Counter()
     async with Client.connect(machine.address) as admin, aio.insecure_channel(operators(machine)) as channel:
