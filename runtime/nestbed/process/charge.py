@@ -342,15 +342,18 @@ class Charge:
     # ---- signals
 
     def stop(self, grace: float) -> Answer:
-        """Ask it to end, and end it after ``grace`` seconds."""
+        """Ask it to end, and end it after ``grace`` seconds; at once without any."""
         self._stop_asked = True
         if self._state == "restarting" and not self._starting:
             self._stop_for_good()
         elif self._state == "running":
             self._save()
             run = self._start_time
-            self._send_signal(signal.SIGTERM)
-            self._keeper.loop.later(max(grace, 0.0), lambda: self._kill_run(run))
+            if grace > 0:
+                self._send_signal(signal.SIGTERM)
+                self._keeper.loop.later(grace, lambda: self._kill_run(run))
+            else:
+                self._send_signal(signal.SIGKILL)
         return {}, []
 
     def _kill_run(self, run: int) -> None:
