@@ -42,6 +42,7 @@ METHODS: list[MethodDescriptor] = [
     for service in file.services_by_name.values()
     for method in service.methods
 ]
+MAY_ALL_FAIL = {"WatchEvents", "CopyFrom", "CopyTo", "Exec", "Attach"}
 LONG = {"WaitContainer", "StopContainer", "Audit"}
 WORDS = (
     *("", "a", "b", "c", "d", "e", "lan0", "lan1", "eth0", "lo", "*", "[", "..", "/", "/tmp", "/proc/1/root", "a/b", "-x"),
@@ -74,9 +75,24 @@ class Generator:
         message = message_factory.GetMessageClass(kind)()
         if isinstance(message, api.CreateContainerRequest) and self.random.random() < 0.3:
             message.spec.CopyFrom(self._sensible())
+        elif isinstance(message, lan_pb2.CreateLanRequest) and self.random.random() < 0.3:
+            message.MergeFrom(lan_pb2.CreateLanRequest(name=self.random.choice(("lan0", "lan1")), subnet="10.5.0.0/24"))
+        elif isinstance(message, lan_pb2.ConnectLanRequest) and self.random.random() < 0.3:
+            message.nic.lan = self.random.choice(("lan0", "lan1"))
         else:
             self._fill(message, depth=0)
+        if self.random.random() < 0.5:
+            self._name(message)
         return message.SerializeToString()
+
+    def _name(self, message: Message) -> None:
+        """Name things that there may be."""
+        for name, known in (("container", "abcde"), ("lan", ("lan0", "lan1"))):
+            if name in message.DESCRIPTOR.fields_by_name:
+                setattr(message, name, self.random.choice(known))
+        start = message.DESCRIPTOR.fields_by_name.get("start")
+        if start is not None:
+            self._name(message.start)
 
     def _sensible(self) -> api.ContainerSpec:
         args = self.random.choice((["true"], ["sleep", "1000"], ["cat"], ["sh", "-c", "echo x; exit 3"], ["nothing-like-that"]))
@@ -217,6 +233,7 @@ def keeper_pid(machine: Machine) -> int:
 @pytest.mark.timeout(120 + CALLS // 100)
 async def test_random_calls(machine) -> None:
     machine.daemon.start()
+    import atexit, json; atexit.register(lambda: open("/tmp/chaos.log","w").write("\n".join(json.dumps(e) for e in machine.daemon.log)))
     processes = {"nestbedd": Process(machine.daemon.pid), "keeper": Process(keeper_pid(machine))}
     codes: collections.Counter[tuple[str, StatusCode]] = collections.Counter()
     async with Client.connect(machine.address) as admin, aio.insecure_channel(operators(machine)) as channel:
@@ -226,8 +243,8 @@ async def test_random_calls(machine) -> None:
         codes += await flood(channel, CALLS - CALLS // 4, f"{SEED}/then")
         await settled(admin)
         assert {entry: count for entry, count in codes.items() if entry[1] in DEFECTS} == {}, machine.daemon.log[-5:]
-        never = [method.name for method in METHODS if (method.name, StatusCode.OK) not in codes]
-        assert set(never) <= LONG | {method.name for method in METHODS if method.client_streaming}, "the calls were all refused"
+        answered = {method for method, code in codes if code is StatusCode.OK}
+        assert {method.name for method in METHODS} - answered <= MAY_ALL_FAIL, "there was too little sense in the calls"
         for name, one in processes.items():
             rss_kib, descriptors, threads = before[name]
             assert one.rss_kib - rss_kib < GROWTH_KIB_MAX, name

@@ -313,11 +313,17 @@ async def measure(options: argparse.Namespace, address: str, pid: int) -> dict[s
 def show(result: dict[str, Any]) -> None:
     """The figures as a table, each with its goal."""
     print(f"{'n':>5} {'p50 ms':>8} {'p99 ms':>8} {'last 10':>8} {'MiB each':>9} {'daemon MiB':>10} {'ps ms':>7} {'stop+rm s':>9}")
+    columns = (
+        ("create_start_p50_ms", "8.2f"),
+        ("create_start_p99_ms", "8.2f"),
+        ("last_ten_p50_ms", "8.2f"),
+        ("memory_per_container_mib", "9.3f"),
+        ("nestbedd_resident_mib", "10.1f"),
+        ("nbctl_ps_ms", "7.0f"),
+        ("stop_delete_s", "9.2f"),
+    )
     for row in result["scale"]:
-        print(
-            f"{row['n']:5d} {row['create_start_p50_ms']:8.2f} {row['create_start_p99_ms']:8.2f} {row['last_ten_p50_ms']:8.2f}"
-            f" {row['memory_per_container_mib']:9.3f} {row['nestbedd_resident_mib']:10.1f} {row['nbctl_ps_ms']:7.0f} {row['stop_delete_s']:9.2f}"
-        )
+        print(f"{row['n']:5d} " + " ".join(format(row[name], shape) for name, shape in columns))
     print("goals      8.00             1.5x10th      0.700       80.0     250     10.00")
     callers = result["callers"]
     print(f"{callers['callers']} callers: {callers['per_second']:.0f} containers/s (goal 150)")

@@ -11,6 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from functools import cache
+from typing import cast
 
 from nestbed.errors import NestbedError
 from nestbed.lan.hosts import hosts_text, own_lines
@@ -26,6 +28,12 @@ _AT_ONCE = 16
 _IDLE = (State.CREATING, State.CREATED, State.STOPPED, State.DELETING)
 
 _logger = logging.getLogger(__name__)
+
+
+@cache
+def _is_aware(kind: type) -> bool:
+    """Whether containers of this class have a hosts file. (To ask an object costs as much as writing its file.)"""
+    return issubclass(kind, HostsAware)
 
 
 class HostsFiles:
@@ -57,11 +65,11 @@ class HostsFiles:
     async def refresh(self, held: Held) -> None:
         """Make the container's own file complete now, unless it is."""
         container, versions = held.container, self._versions(held.spec)
-        if held.hosts_seen == versions or not isinstance(container, HostsAware):
+        if held.hosts_seen == versions or container is None or not _is_aware(type(container)):
             return
         held.hosts_seen = versions
         try:
-            await container.update_hosts(self._text(held.spec))
+            await cast(HostsAware, container).update_hosts(self._text(held.spec))
         except NestbedError:
             held.hosts_seen = None
             raise

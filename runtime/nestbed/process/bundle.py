@@ -34,7 +34,7 @@ def replace_launch(bundle: Bundle, launch: Launch) -> None:
 
 def write_hosts(bundle: Bundle, text: str) -> None:
     """Rewrite ``hosts`` in place: the inode is mounted in the container."""
-    _write(bundle, "hosts", text, _READABLE)
+    _write(bundle, "hosts", text)
 
 
 def read_launch(bundle: Bundle) -> Launch:
@@ -94,13 +94,15 @@ def clear(bundle: Bundle) -> None:
         os.close(fd)
 
 
-def _write(bundle: Bundle, name: str, text: str, mode: int) -> None:
+def _write(bundle: Bundle, name: str, text: str, mode: int | None = None) -> None:
+    """Write a file in place; with ``mode`` it may be a new one."""
     path = f"{bundle.path}/{name}"
     with translated(f"writing {path}", path=path):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if mode is None else os.O_CREAT), _PRIVATE)
         try:
             data = text.encode()
-            os.fchmod(fd, mode)
+            if mode is not None:
+                os.fchmod(fd, mode)
             if os.write(fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # A reader sees the old text, then the new one, never none.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nestbed.linux.pidfd import exit_information, open_process, start_time, zombie_status
 from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
-from nestbed.process.launch import BUNDLES
 from nestbed.process.inflight import Piece
+from nestbed.process.launch import BUNDLES
 from nestbed.process.output import Journal, Outlet, Sink
 from nestbed.process.protocol import Launch
 
@@ -104,6 +104,8 @@ class Charge:
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
+                # With its blocks allocated, ext4 does not write the file out when it replaces another.
+                os.posix_fallocate(fd, 0, len(data))
                 if os.write(fd, data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
@@ -128,8 +130,13 @@ class Charge:
         if self._netns_fd < 0:
             self._netns_fd = self._keeper.netns.take()
         if self._birth is None and self._state in ("created", "stopped"):
-            self._birth = Birth(self._keeper, self._read_launch(), self._netns_fd)
+            self._keeper.loop.later(0, self._bear)  # once this is answered: nestbedd has enough to do meanwhile
         return {}, [os.dup(self._netns_fd), self._keeper.netns.netlink(self._netns_fd)]
+
+    def _bear(self) -> None:
+        if self._birth is None and self._netns_fd >= 0 and not self._starting:
+            with suppress(Refusal):  # the start will tell
+                self._birth = Birth(self._keeper, self._read_launch(), self._netns_fd)
 
     def netlink(self) -> Answer:
         """A netlink socket inside the network namespace."""
