@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,6 +35,8 @@ CUT_SECONDS = 0.05
 """Streams and waits that go on are cut off."""
 GROWTH_KIB_MAX = 12 * 1024
 READERS = 40
+STALLED_KIB_MAX = 1024
+"""What a reader that does not read may cost: a batch of log entries under way, and what gRPC holds of it."""
 
 DEFECTS = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS, StatusCode.UNAVAILABLE}
 METHODS: list[MethodDescriptor] = [
@@ -42,13 +45,27 @@ METHODS: list[MethodDescriptor] = [
     for service in file.services_by_name.values()
     for method in service.methods
 ]
-MAY_ALL_FAIL = {"WatchEvents", "CopyFrom", "CopyTo", "Exec", "Attach"}
+DONE = {"CreateContainer", "StartContainer", "KillContainer", "PauseContainer", "DeleteContainer", "CreateLan", "DeleteLan", "GetLogs"}
+"""What must have succeeded now and then among random calls, else they tried nothing."""
 LONG = {"WaitContainer", "StopContainer", "Audit"}
 WORDS = (
     *("", "a", "b", "c", "d", "e", "lan0", "lan1", "eth0", "lo", "*", "[", "..", "/", "/tmp", "/proc/1/root", "a/b", "-x"),
     *("10.5.0.0/24", "10.5.0.7/24", "10.5.0.1", "0.0.0.0/0", "fd00::/64", "fd00::7/64", "::1", "02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff"),
-    *("default", "true", "false", "sh", "-c", "echo x", "exit 3", "cat", "sleep", "1000", "nobody", "0:0", "4294967296", "NET_ADMIN", "ALL"),
-    *("net.ipv4.ip_forward", "kernel.core_pattern", "1", "-1", "x" * 300, "x" * 10_000, "\0", "\n", "\x1b[2J", "\u202e", "é", "\U0010ffff"),
+    *("default", "true", "false", "sh", "-c", "echo x", "exit 3", "cat", "sleep", "1000", "nobody", "0:0", "4294967296", "ALL"),
+    *(
+        "net.ipv4.ip_forward",
+        "kernel.core_pattern",
+        "1",
+        "NET_ADMIN",
+        "x" * 300,
+        "x" * 10_000,
+        "\0",
+        "\n",
+        "\x1b[2J",
+        "\u202e",
+        "é",
+        "\U0010ffff",
+    ),
 )
 BITS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -223,9 +240,12 @@ def operators(machine: Machine) -> str:
     return f"unix:{machine.run_dir}/nestbed.sock"
 
 
-def keeper_pid(machine: Machine) -> int:
-    import json
+def errors(machine: Machine) -> list[dict[str, Any]]:
+    """What the daemon logged as a defect."""
+    return [entry for entry in machine.daemon.log if entry.get("level") == "error"]
 
+
+def keeper_pid(machine: Machine) -> int:
     return int(json.loads((machine.run_dir / "keeper.json").read_bytes())["pid"])
 
 
@@ -233,7 +253,6 @@ def keeper_pid(machine: Machine) -> int:
 @pytest.mark.timeout(120 + CALLS // 100)
 async def test_random_calls(machine) -> None:
     machine.daemon.start()
-    import atexit, json; atexit.register(lambda: open("/tmp/chaos.log","w").write("\n".join(json.dumps(e) for e in machine.daemon.log)))
     processes = {"nestbedd": Process(machine.daemon.pid), "keeper": Process(keeper_pid(machine))}
     codes: collections.Counter[tuple[str, StatusCode]] = collections.Counter()
     async with Client.connect(machine.address) as admin, aio.insecure_channel(operators(machine)) as channel:
@@ -242,15 +261,14 @@ async def test_random_calls(machine) -> None:
         before = {name: (one.rss_kib, one.descriptors, one.threads) for name, one in processes.items()}
         codes += await flood(channel, CALLS - CALLS // 4, f"{SEED}/then")
         await settled(admin)
-        assert {entry: count for entry, count in codes.items() if entry[1] in DEFECTS} == {}, machine.daemon.log[-5:]
-        answered = {method for method, code in codes if code is StatusCode.OK}
-        assert {method.name for method in METHODS} - answered <= MAY_ALL_FAIL, "there was too little sense in the calls"
+        assert {entry: count for entry, count in codes.items() if entry[1] in DEFECTS} == {}, errors(machine)
+        assert {method for method, code in codes if code is StatusCode.OK} >= DONE, "there was too little sense in the calls"
         for name, one in processes.items():
             rss_kib, descriptors, threads = before[name]
             assert one.rss_kib - rss_kib < GROWTH_KIB_MAX, name
             assert one.descriptors <= descriptors, name
             assert one.threads <= threads, name
-    assert [entry for entry in machine.daemon.log if entry.get("level") == "error"] == []
+    assert errors(machine) == []
 
 
 @pytest.mark.slow
@@ -305,9 +323,10 @@ async def test_readers_that_do_not_read(machine, daemon) -> None:
         await admin.start_container("logged")
         before = process.rss_kib, keeper.rss_kib
         service = "/nestbed.v1.ContainerService"
+        follow = api.GetLogsRequest(container="logged", follow=True).SerializeToString()
         streams: list[Any] = []
         for _ in range(READERS):
-            streams.append(channel.unary_stream(f"{service}/GetLogs")(api.GetLogsRequest(container="logged", follow=True).SerializeToString()))
+            streams.append(channel.unary_stream(f"{service}/GetLogs")(follow))
             streams.append(channel.unary_stream("/nestbed.v1.NodeService/WatchEvents")(b""))
         start = api.AttachRequest(start=api.AttachStart(container="attached"))
         for _ in range(4):
@@ -316,13 +335,17 @@ async def test_readers_that_do_not_read(machine, daemon) -> None:
             assert await attach.read() is not aio.EOF
             streams.append(attach)
         await admin.start_container("attached")
-        log = machine.state_dir / "containers" / (await admin.get_container("logged")).id / "log.1"
-        async with asyncio.timeout(60):
-            while not log.exists():
-                # Something happens meanwhile, of which those who watch are told.
-                await admin.update_container("logged", resources=api.Resources(pids=100))
-        assert process.rss_kib - before[0] < GROWTH_KIB_MAX + READERS * 256
-        assert keeper.rss_kib - before[1] < GROWTH_KIB_MAX
+        bundle = machine.state_dir / "containers" / (await admin.get_container("logged")).id
+        stalled: list[int] = []
+        for rotated in ("log.1", "log.2"):
+            async with asyncio.timeout(60):
+                while not (bundle / rotated).exists():
+                    # Something happens meanwhile, of which those who watch are told.
+                    await admin.update_container("logged", resources=api.Resources(pids=100))
+            stalled.append(process.rss_kib)
+        assert stalled[0] - before[0] < READERS * STALLED_KIB_MAX
+        assert stalled[1] - stalled[0] < GROWTH_KIB_MAX / 4
+        assert keeper.rss_kib - before[1] < GROWTH_KIB_MAX / 4
         for stream in streams:
             stream.cancel()
         await admin.kill_container("attached")

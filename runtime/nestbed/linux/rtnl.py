@@ -1,7 +1,8 @@
 """rtnetlink(7): links, addresses and routes, in batches over one blocking socket.
 
 Requests are built by pyroute2's message classes and sent many at a time: pyroute2's own ``IPRoute`` takes 0.3-1.3 ms for a call, a batch
-of four here 0.2 ms. What every container needs is encoded once for each shape and filled in from then on. Answers to dumps are read by hand: decoding a link by pyroute2 takes as long as the kernel takes for a hundred.
+of four here 0.2 ms. What every container needs is encoded once for each shape and filled in from then on. Answers to dumps are read
+by hand: decoding a link by pyroute2 takes as long as the kernel takes for a hundred.
 
 Every method raises OSError with the kernel's errno and, where it gives one, its explanation. None waits for anything but the kernel.
 """

@@ -1,7 +1,7 @@
 """Keeping the ``/etc/hosts`` of every container up to date with the members of its LANs.
 
 A change on a LAN concerns all its members. Changes are gathered for a moment and written by one task in the background, which gives
-way to everything else between files and takes at most a tenth of the time: a thousand members are some 40 MB to write. A
+way to everything else between files and takes at most a thirtieth of the time: a thousand members are some 40 MB to write. A
 container's own file is complete before it starts.
 """
 
@@ -23,7 +23,7 @@ from nestbed.node.registry import Held, Registry
 from nestbed.runtime import HostsAware
 
 GATHER_SECONDS = 0.05
-_REST_FACTOR = 9
+_REST_FACTOR = 29
 _AT_ONCE = 16
 _IDLE = (State.CREATING, State.CREATED, State.STOPPED, State.DELETING)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -104,7 +105,10 @@ class ProcessContainer:
         self._status = Status(State.CREATED) if entry is None else status_of(entry)
         if entry is not None and self._status.state is State.RUNNING:
             await self._take_up_running(entry)
-        elif self._status.state is State.RESTARTING:
+            return
+        if self._parts.cgroups.is_frozen(self.id):  # it ended while it was paused, or about to be
+            self._parts.cgroups.thaw(self.id)
+        if self._status.state is State.RESTARTING:
             await self._join_network(is_new=False)
         elif self._status.state is State.CREATED:
             self._parts.cgroups.create(self.id, self._resources)
@@ -185,6 +189,9 @@ class ProcessContainer:
 
     def _on_exit(self, entry: dict[str, Any]) -> None:
         self._dialogue.end()
+        if self._status.state is State.PAUSED:
+            # Its next program would never begin.
+            self._parts.cgroups.thaw(self.id)
         if entry["state"] == "stopped":
             self._let_network_go()
         self._set(status_of(entry))
@@ -268,6 +275,7 @@ class ProcessContainer:
         if self._starting is not None or self._status.state in _ALIVE:
             raise already_running(self.id)
         self._starting = asyncio.create_task(self._start())
+        self._starting.add_done_callback(_noted)
         # A caller who gives up leaves the start to come to its end: the keeper does not stop half-way.
         await asyncio.shield(self._starting)
 
@@ -323,8 +331,10 @@ class ProcessContainer:
         if self._status.state is not State.RUNNING:
             raise not_running(self.id)
         await asyncio.to_thread(self._parts.cgroups.freeze, self.id)
-        if self._status.state is State.RUNNING:
-            self._set(dataclasses.replace(self._status, state=State.PAUSED))
+        if self._status.state is not State.RUNNING:  # it ended meanwhile
+            self._parts.cgroups.thaw(self.id)
+            raise not_running(self.id)
+        self._set(dataclasses.replace(self._status, state=State.PAUSED))
 
     async def resume(self) -> None:
         """See the contract."""
@@ -394,12 +404,10 @@ class ProcessContainer:
         """See the contract."""
         if nic.name in self._nics:
             raise AlreadyExists(f"container {self.id} has an interface {nic.name}", reason="NIC_EXISTS", container=self.id, nic=nic.name)
-        if self._netns_fd >= 0:
-            inside = await self._netlink()
-            try:
+        inside = await self._netlink_if_there()
+        if inside is not None:
+            with contextlib.closing(inside):
                 self._plug(nic, inside)
-            finally:
-                inside.close()
         self._nics[nic.name] = nic
 
     async def unplug(self, name: str) -> None:
@@ -412,9 +420,19 @@ class ProcessContainer:
         self._parts.ports.unplug(nic.port)
         del self._nics[name]
 
-    async def _netlink(self) -> Rtnl:
-        reply = await self._parts.call("netlink", self.id)
-        return Rtnl(socket.socket(fileno=reply.fds.pop()))
+    async def _netlink_if_there(self) -> Rtnl | None:
+        """A socket inside its network namespace; None if it has none (any more)."""
+        if self._netns_fd < 0:
+            return None
+        try:
+            reply = await self._parts.call("netlink", self.id)
+        except WrongState:
+            return None
+        inside = Rtnl(socket.socket(fileno=reply.fds.pop()))
+        if self._netns_fd < 0:  # it ended meanwhile
+            inside.close()
+            return None
+        return inside
 
     async def update_hosts(self, text: str) -> None:
         """See the contract."""
@@ -426,16 +444,11 @@ class ProcessContainer:
         return Stats(at=time.time(), nics=await self._nic_stats(), **dataclasses.asdict(usage))
 
     async def _nic_stats(self) -> tuple[NicStats, ...]:
-        if self._netns_fd < 0:
+        inside = await self._netlink_if_there()
+        if inside is None:
             return ()
-        try:
-            inside = await self._netlink()
-        except WrongState:
-            return ()
-        try:
+        with contextlib.closing(inside):
             counters = {counted.name: counted for counted in inside.counters()}
-        finally:
-            inside.close()
         known = [(nic, counters[nic.name]) for nic in self._nics.values() if nic.name in counters]
         return tuple(
             NicStats(nic.name, nic.lan, of.rx_frames, of.rx_bytes, of.rx_drops, of.tx_frames, of.tx_bytes, of.tx_drops) for nic, of in known
@@ -456,6 +469,12 @@ class ProcessContainer:
         if self._status.state in (State.RUNNING, State.PAUSED):
             found.append(f"process:{self._status.pid}")
         return found
+
+
+def _noted(task: asyncio.Task[None]) -> None:
+    """Take note of how a start failed whose caller gave up; the status tells it."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def remove_cgroups(parts: Parts, container_id: str) -> None:
