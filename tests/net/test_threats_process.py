@@ -139,7 +139,7 @@ def test_cve_2019_14271_code_of_the_container_is_loaded_by_the_runtime(fort, tmp
     traps = planted(root)
     shutil.copy("/sbin/ldconfig", root / "prog")  # linked statically: it loads nothing by itself
     os.mkfifo(root / "wait")
-    (root / "tmp").mkdir()
+    (root / "tmp").mkdir(exist_ok=True)
     (root / "etc/passwd").write_text("evil:x:0:0::/:/prog\n")
     watcher = inotify_init()
     try:

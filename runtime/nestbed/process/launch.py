@@ -137,9 +137,7 @@ class Child:
                 os.write(fd, b"0")
             for number, fd in enumerate(prepared.stdio or (prepared.terminal_fd,) * 3):
                 os.dup2(fd, number)
-            prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd = keep_only(
-                prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd
-            )
+            prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd = keep_only(prepared.error_fd, prepared.terminal_fd, pidfd, answer_fd)
             if prepared.stdio is not None:
                 prepared.stdio = (0, 1, 2)
             self._step = "namespaces"
