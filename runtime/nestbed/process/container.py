@@ -20,7 +20,7 @@ from nestbed.process import plan, sandbox
 from nestbed.process.abilities import abilities, find_init
 from nestbed.process.accounts import NodeAccounts, User, accounts_in, resolve_user
 from nestbed.process.audit import audit
-from nestbed.process.handle import ProcessContainer, remove_cgroups
+from nestbed.process.handle import ProcessContainer
 from nestbed.process.hierarchies import Tree, detect
 from nestbed.process.keeper_client import KeeperClient, close_all
 from nestbed.process.limits import Cgroups
@@ -245,13 +245,27 @@ class ProcessRuntime:
         container = ProcessContainer(spec, bundle, self._parts)
         self._containers[spec.id] = container
         try:
-            _name_seccomp_again(self._run_dir, launch)
+            self._renew(spec, bundle, launch)
             await self._take_up(container, bundle)
         except BaseException:
             self._forget(spec.id)
             container.let_go()
             raise
         return container
+
+    def _renew(self, spec: Spec, bundle: Bundle, launch: Launch) -> None:
+        """Since a reboot the run directory and the node's id are new ones: bring up to date what a start takes from ``launch.json``."""
+        _name_seccomp_again(self._run_dir, launch)
+        entry = self._entries.get(spec.id) or files.read_status(bundle)
+        joined = self._parts.cgroups.membership(spec.id, spec.resources)
+        renewed: Launch = {
+            **launch,
+            "cgroup2": joined.cgroup2,
+            "cgroup2_mount": joined.cgroup2_mount,
+            "cgroups": list(joined.cgroups),
+        }
+        if renewed != launch and (entry is None or entry.get("state") != "running"):
+            files.replace_launch(bundle, renewed)
 
     async def _take_up(self, container: ProcessContainer, bundle: Bundle) -> None:
         """Find out what became of it, however often the keeper dies meanwhile."""
@@ -277,7 +291,7 @@ class ProcessRuntime:
             for port, owner in self._parts.ports.ours().items():
                 if owner == bundle.id:
                     self._parts.ports.unplug(port)
-        await remove_cgroups(self._parts, bundle.id)
+        await self._parts.remove_cgroups(bundle.id)
         files.clear(bundle)
 
     async def _kill_stray(self, container_id: str) -> None:

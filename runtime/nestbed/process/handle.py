@@ -28,7 +28,6 @@ from nestbed.process.ports import routes_of
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
 _KILL_SECONDS = 10.0
-_EMPTY_TRIES, _EMPTY_SECONDS = 10, 0.002
 
 
 class ProcessContainer:
@@ -46,6 +45,8 @@ class ProcessContainer:
         self._netns_fd = -1
         self._starting: asyncio.Task[None] | None = None
         self._early: list[dict[str, Any]] = []
+        self._deferred: list[tuple[dict[str, Any], list[int]]] | None = None
+        """What a new keeper told before it was given what is kept for it; None when it has been."""
         self._dialogue = Dialogue(spec, bundle, parts, status=lambda: self._status, settled=self._settled)
 
     @property
@@ -83,7 +84,7 @@ class ProcessContainer:
         await self._join_network(is_new=True)
 
     async def _join_network(self, *, is_new: bool) -> None:
-        """Get its network namespace from the keeper, and plug the NICs that are not in it."""
+        """Get its network namespace from the keeper, and plug the NICs that are not in it, or were only half made."""
         reply = await self._parts.call("prepare", self.id)
         netns_fd, netlink = reply.fds
         self._close_netns()
@@ -92,7 +93,7 @@ class ProcessContainer:
         try:
             there = set() if is_new else {link.name for link in inside.links()}
             for nic in self._nics.values():
-                if nic.name not in there:
+                if nic.name not in there or not self._parts.ports.is_whole(nic.port):
                     self._plug(nic, inside)
         finally:
             inside.close()
@@ -115,6 +116,8 @@ class ProcessContainer:
             await self._join_network(is_new=False)
         elif entry is not None and owes_restart(entry, self._restart):
             await self._start_again()
+        else:  # a start that the daemon did not live to carry out may have left something with the keeper
+            (await self._parts.call("release", self.id)).close()
 
     async def _take_up_running(self, entry: dict[str, Any]) -> None:
         await self._follow(entry)
@@ -173,6 +176,9 @@ class ProcessContainer:
     def on_event(self, event: dict[str, Any], fds: list[int]) -> None:
         """What the keeper tells of this container; the descriptors are owned."""
         kind = event["event"]
+        if self._deferred is not None and "status" in event:
+            self._deferred.append((event, fds))
+            return
         if kind == "exec_exited":
             self._dialogue.exec_ended(event["exec_id"], event["code"], event["signal"], time.time())
         elif kind == "log_lost":
@@ -208,14 +214,23 @@ class ProcessContainer:
 
     def let_go(self) -> None:
         """Close what it holds: the end of nestbedd, not of the container."""
+        self._drop_deferred()
         self._dialogue.end()
         self._close_netns()
 
     # ---- when the keeper died
 
     def keeper_gone(self) -> None:
-        """There is no keeper for a moment."""
+        """There is no keeper for a moment. What the next one tells of it counts once that one has been given what is kept for it."""
         self._dialogue.keeper_gone()
+        self._drop_deferred()
+        if self._status.state in (State.RUNNING, State.PAUSED):
+            self._deferred = []
+
+    def _drop_deferred(self) -> None:
+        for _, fds in self._deferred or ():
+            close_all(fds)
+        self._deferred = None
 
     async def keeper_back(self, entry: dict[str, Any] | None) -> None:
         """A new keeper is there, which tells ``entry`` of it, or nothing: give it what was kept for it.
@@ -223,13 +238,30 @@ class ProcessContainer:
         Raises:
             Unavailable: it went away again; to be repeated with the next one.
         """
+        try:
+            await self._give_back(entry)
+        except Unavailable:
+            raise
+        except NestbedError:
+            self._catch_up()
+            raise
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        deferred, self._deferred = self._deferred or (), None
+        for event, fds in deferred:
+            self.on_event(event, fds)
+
+    async def _give_back(self, entry: dict[str, Any] | None) -> None:
         state = self._status.state
         if state in (State.CREATED, State.STOPPED, State.RESTARTING) and entry is not None and entry["state"] == "running":
             # The keeper died before it could tell that a start had succeeded.
             self._set(status_of(entry))
             await self._follow(entry)
             return
-        if state is State.STOPPED or self._netns_fd < 0:
+        if state is State.STOPPED:
+            self._let_network_go()  # of a start that the keeper did not live to carry out
+        if self._netns_fd < 0:
             return
         await self._dialogue.keeper_back()
         pidfd, wait_status = self._dialogue.pidfd, None
@@ -237,7 +269,7 @@ class ProcessContainer:
             wait_status = exit_information(pidfd)
         fds = [self._netns_fd, *self._dialogue.kept]
         entry = (await self._parts.call("adopt", self.id, fds=fds, wait_status=wait_status)).result["status"]
-        if state is not self._status.state or state is State.CREATED:
+        if state is not self._status.state or state is State.CREATED or self._deferred:
             return
         if state is not State.RESTARTING and owes_restart(entry, self._restart):
             self._dialogue.end()
@@ -363,7 +395,7 @@ class ProcessContainer:
             if self._status.state in _ALIVE:
                 await self._end()
             await self._parts.release(self.id)
-            await remove_cgroups(self._parts, self.id)
+            await self._parts.remove_cgroups(self.id)
             files.clear(self._bundle)
         self._dialogue.end()
         self._let_network_go()
@@ -475,17 +507,3 @@ def _noted(task: asyncio.Task[None]) -> None:
     """Take note of how a start failed whose caller gave up; the status tells it."""
     if not task.cancelled():
         task.exception()
-
-
-async def remove_cgroups(parts: Parts, container_id: str) -> None:
-    """Remove the cgroups of a container whose programs have ended; the kernel may need a moment to let the last of them go."""
-    for number in range(_EMPTY_TRIES):
-        try:
-            parts.cgroups.remove(container_id)
-        except Busy:
-            if number == _EMPTY_TRIES - 1:
-                raise
-            parts.cgroups.kill(container_id)
-            await asyncio.sleep(_EMPTY_SECONDS * 2**number)
-        else:
-            return

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nestbed.errors import HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, WrongState, from_errno
+from nestbed.errors import Busy, HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, WrongState, from_errno
 from nestbed.model import ExitStatus, RestartMode, RestartPolicy, State, Status
 from nestbed.process.keeper_client import KeeperClient, KeeperError, Reply
 from nestbed.process.limits import Cgroups
@@ -17,6 +17,8 @@ from nestbed.process.ports import Ports
 from nestbed.runtime import StatusListener
 
 T = TypeVar("T")
+
+_EMPTY_TRIES, _EMPTY_SECONDS = 10, 0.002
 
 _STATES = {"created": State.CREATED, "running": State.RUNNING, "restarting": State.RESTARTING, "stopped": State.STOPPED}
 _EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EUSERS)
@@ -49,6 +51,23 @@ class Parts:
     async def release(self, container_id: str) -> None:
         """Make the keeper forget a container that does not run. Idempotent."""
         (await self.insist(lambda: self.call("release", container_id))).close()
+
+    async def remove_cgroups(self, container_id: str) -> None:
+        """Remove the cgroups of a container whose programs have ended; the kernel may need a moment to let the last of them go.
+
+        Raises:
+            Busy: something goes on in them.
+        """
+        for number in range(_EMPTY_TRIES):
+            try:
+                self.cgroups.remove(container_id)
+            except Busy:
+                if number == _EMPTY_TRIES - 1:
+                    raise
+                self.cgroups.kill(container_id)
+                await asyncio.sleep(_EMPTY_SECONDS * 2**number)
+            else:
+                return
 
     async def insist(self, doing: Callable[[], Awaitable[T]]) -> T:
         """``doing``, again with the next keeper whenever one goes away meanwhile: for what may be done twice.

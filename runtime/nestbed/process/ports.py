@@ -62,8 +62,9 @@ class Ports:
         except OSError as error:
             raise _refused(error, container_id, nic) from error
         try:
-            self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}")
             inside.configure(nic.name, addresses=nic.addresses, routes=routes)
+            # Last, because it marks the pair as whole.
+            self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}")
         except OSError as error:
             self.unplug(nic.port)
             raise _refused(error, container_id, nic) from error
@@ -82,12 +83,19 @@ class Ports:
                 )
             except OSError as error:
                 # The pair of an earlier run may not be gone yet: its namespace dies in its own time.
-                if is_last or error.errno != errno.EEXIST or not self._exists(nic.port):
+                if is_last or error.errno != errno.EEXIST:
                     raise
                 self.unplug(nic.port)
             else:
                 self._dying.discard(nic.port)
                 return
+
+    def is_whole(self, port: str) -> bool:
+        """Whether the pair is there and :meth:`plug` came to its end: the death of a daemon may have cut it short."""
+        try:
+            return self._rtnl.is_up(port)
+        except OSError:
+            return False
 
     def _exists(self, port: str) -> bool:
         try:
