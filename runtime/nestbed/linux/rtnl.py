@@ -41,7 +41,7 @@ _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_INFO_KIND = 18, 20, 23, 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFF_UP = 1
 _IFA_F_NODAD = 2
-_SIOCGIFINDEX = 0x8933
+_SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8913, 0x8933
 
 _GROUP_FWD_MASK = 0xFFF8
 """All of 01:80:C2:00:00:0X that the kernel lets a bridge forward; it refuses the first three (STP, pause frames, LACP)."""
@@ -229,6 +229,11 @@ class Rtnl:
         """The index of the device (ENODEV: there is none)."""
         answer = fcntl.ioctl(self._socket.fileno(), _SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
         return int(struct.unpack_from("16si", answer)[1])
+
+    def is_up(self, name: str) -> bool:
+        """Whether the device is set up (ENODEV: there is none)."""
+        answer = fcntl.ioctl(self._socket.fileno(), _SIOCGIFFLAGS, struct.pack("16sh22x", name.encode(), 0))
+        return bool(struct.unpack_from("16sh", answer)[1] & _IFF_UP)
 
     def links(self) -> list[Link]:
         """Every device of the namespace."""
