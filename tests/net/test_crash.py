@@ -223,7 +223,10 @@ class Caller:
             self._check(name, await self._site.call(lambda client: _executed(client, name)), code=5)
         if self._random.random() < 0.5:
             await self._site.call(lambda client: client.stop_container(name, grace_seconds=0.05))
-            self._check(name, (await self._site.view(name)).exit, signal=(signal.SIGTERM, signal.SIGKILL))
+            view = await self._site.view(name)
+            if view.state != api.CONTAINER_STATE_STOPPED:
+                self.wrong.append(f"stopped, and yet {view}")
+            self._check(name, view.exit, signal=(signal.SIGTERM, signal.SIGKILL))
 
     def _check(self, name: str, ended: api.ExitStatus, *, code: int | None = None, signal: tuple[int, ...] = ()) -> None:
         """Its own code or one of the signals, or said to be unknown: nothing else."""

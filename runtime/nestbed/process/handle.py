@@ -334,6 +334,8 @@ class ProcessContainer:
 
     async def stop(self, grace_seconds: float) -> None:
         """See the contract."""
+        # Before a new keeper has been given what is kept, it may have ended without being known to have.
+        await self._parts.keeper_back.wait()
         if self._status.state not in _ALIVE:
             return
         try:
