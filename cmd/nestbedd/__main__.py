@@ -78,7 +78,7 @@ async def _run(settings: Settings) -> None:
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
             runtimes=_runtimes(settings, claim.node_id),
-            plane=Plane(node_id=claim.node_id),
+            plane=Plane(node_id=claim.node_id, run_dir=settings.run_dir, underlays=settings.underlay, relay=settings.relay),
             node_id=claim.node_id,
         )
         stack.push_async_callback(node.aclose)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import enum
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from nestbed import __version__
 from nestbed.errors import InvalidArgument, translated
+from nestbed.model import RelayMode
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
+
+class LogLevel(enum.StrEnum):
+    """From which level on messages are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 PORT = 7411
+_INTERFACE_BYTES = 16
+"""IFNAMSIZ, with the final NUL."""
+Choice = TypeVar("Choice", bound=enum.StrEnum)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _NAME_RULE = "begin with a letter or digit and go on with up to 62 letters, digits, `_`, `.`, `-`"
 
@@ -33,6 +47,8 @@ class Settings:
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
+    underlay: tuple[str, ...]
+    relay: RelayMode
     log_level: str
 
 
@@ -68,7 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate of the node, PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
     parser.add_argument("--tls-client-ca", metavar="FILE", help="authority that signs clients' certificates, PEM")
-    parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)} (info)")
+    parser.add_argument(
+        "--underlay",
+        metavar="IF[,IF...]",
+        action="extend",
+        type=lambda text: text.split(","),
+        help="interfaces that carry LANs to other nodes (none: LANs stay on this one); may be repeated",
+    )
+    parser.add_argument(
+        "--relay", metavar="HOW", help="what carries them: auto, kernel (only by BPF) or userspace (only by the relay process) (auto)"
+    )
+    parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LogLevel)} (info)")
     parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
     return parser
 
@@ -82,6 +108,8 @@ def _defaults() -> dict[str, Any]:
         "tls_cert": None,
         "tls_key": None,
         "tls_client_ca": None,
+        "underlay": [],
+        "relay": "auto",
         "log_level": "info",
     }
 
@@ -111,7 +139,7 @@ def _check_key(path: Path, key: str) -> None:
 
 
 def _check_type(path: Path, key: str, value: object) -> None:
-    if key == "listen":
+    if key in ("listen", "underlay"):
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         wanted = "a list of texts"
     else:
@@ -123,9 +151,6 @@ def _check_type(path: Path, key: str, value: object) -> None:
 def _checked(values: Mapping[str, Any]) -> Settings:
     if not _NAME.fullmatch(values["name"]):
         raise _bad("name", values["name"], _NAME_RULE)
-    if values["log_level"] not in LOG_LEVELS:
-        nearest = difflib.get_close_matches(values["log_level"], LOG_LEVELS, n=1, cutoff=0.0)[0]
-        raise _bad("log_level", values["log_level"], f"did you mean {nearest!r}?")
     settings = Settings(
         name=values["name"],
         run_dir=_absolute("run_dir", values["run_dir"]),
@@ -134,7 +159,9 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         tls_cert=_optional(values["tls_cert"]),
         tls_key=_optional(values["tls_key"]),
         tls_client_ca=_optional(values["tls_client_ca"]),
-        log_level=values["log_level"],
+        underlay=_underlays(values["underlay"]),
+        relay=_one_of(RelayMode, "relay", values["relay"]),
+        log_level=_one_of(LogLevel, "log_level", values["log_level"]).value,
     )
     _check_tls(settings)
     return settings
@@ -168,6 +195,26 @@ def _absolute(key: str, text: str) -> Path:
 
 def _optional(text: str | None) -> Path | None:
     return Path(text).absolute() if text else None
+
+
+def _one_of(kind: type[Choice], key: str, text: str) -> Choice:
+    try:
+        return kind(text)
+    except ValueError as error:
+        nearest = difflib.get_close_matches(text, list(kind), n=1, cutoff=0.0)[0]
+        raise _bad(key, text, f"did you mean {str(nearest)!r}?") from error
+
+
+def _underlays(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of interfaces; whether they are there, and fit, may change while the daemon runs."""
+    for name in names:
+        if not 0 < len(name.encode()) < _INTERFACE_BYTES or "/" in name or not name.isprintable() or " " in name or name in (".", ".."):
+            raise _bad("underlay", name, "give names of interfaces, as `ip link` shows them")
+        if name == "lo":
+            raise _bad("underlay", name, "give an interface that reaches other nodes")
+    if len(set(names)) < len(names):
+        raise _bad("underlay", ",".join(names), "name each interface once")
+    return tuple(names)
 
 
 def _endpoint(text: str) -> tuple[str, int]:

@@ -24,7 +24,7 @@ Rules for every method:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -244,6 +244,27 @@ class HostsAware(Protocol):
         """
         ...
 
+
+class PortHook(Protocol):
+    """Told by the runtimes of the ports they make: the LAN plane is one. Both are called in the event loop and take far less than 1 ms."""
+
+    def port_added(self, nic: Nic) -> None:
+        """The port of ``nic`` exists, on its bridge, and is not up yet: no frame has passed. Also of a port that a daemon takes up, up or
+        not; then it is left as it is if it is right.
+
+        Raises:
+            HostLacks: it cannot be had as it must be; the runtime removes the port and fails.
+        """
+        ...
+
+    def port_gone(self, nic: Nic) -> None:
+        """The port of ``nic`` is gone or about to go. Idempotent; never raises."""
+        ...
+
+
+PlaneListener = Callable[[str, str, Mapping[str, str]], None]
+"""Called in the event loop when something happened to the LAN plane: the event's type (``lan.loop``, ``lan.underlay-lost``,
+``lan.underlay-back``, ``relay.lost``, ``relay.started``), the id of the LAN it happened to ("" for all or none), and further fields."""
 
 StatusListener = Callable[[str, Status], None]
 """Called in the event loop with the container's id whenever its status changed."""

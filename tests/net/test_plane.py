@@ -38,8 +38,8 @@ def sends_no_ipv6(bridge: str) -> bool:
 
 
 async def test_bridge_adds_and_holds_back_nothing(inside) -> None:
-    plane = Plane(node_id="0123abcd")
-    await plane.open()
+    plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
+    await plane.open(lambda *_: None)
     wanted = lan("lan0", 9000)
     await plane.create(wanted)
     made = bridges()[wanted.bridge]
@@ -55,8 +55,8 @@ async def test_bridge_adds_and_holds_back_nothing(inside) -> None:
 
 
 async def test_missing_and_extra_bridges_are_found(inside) -> None:
-    plane = Plane(node_id="0123abcd")
-    await plane.open()
+    plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
+    await plane.open(lambda *_: None)
     one, two = lan("one"), lan("two")
     await plane.create(one)
     assert [(left.problem, left.name) for left in await plane.audit([one, two])] == [("missing", two.bridge)]
@@ -70,7 +70,7 @@ async def test_missing_and_extra_bridges_are_found(inside) -> None:
 
 
 async def test_bridge_of_an_earlier_life_is_taken_over(inside) -> None:
-    old, new = Plane(node_id="0123abcd"), Plane(node_id="4567cdef")
+    old, new = Plane(node_id="0123abcd", run_dir=Path("/run/none")), Plane(node_id="4567cdef", run_dir=Path("/run/none"))
     await old.open()
     await new.open()
     wanted = lan("lan0")
@@ -83,8 +83,8 @@ async def test_bridge_of_an_earlier_life_is_taken_over(inside) -> None:
 
 
 async def test_interface_of_somebody_else_is_left_alone(inside) -> None:
-    plane = Plane(node_id="0123abcd")
-    await plane.open()
+    plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
+    await plane.open(lambda *_: None)
     wanted = lan("lan0")
     rtnl = Rtnl()
     rtnl.add_bridge(wanted.bridge, mtu=1500)
@@ -111,11 +111,11 @@ async def test_firewall_of_an_own_namespace_sees_no_frames(machine) -> None:
     with machine.entered():
         for path in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):  # noqa: ASYNC240
             path.write_text("1")
-        plane = Plane(node_id="0123abcd")
+        plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
         (ability,) = plane.abilities()
         assert not ability.available
         assert "sysctl -w" in ability.consequence
-        await plane.open()
+        await plane.open(lambda *_: None)
         assert set(firewall_settings()) == {"0"}
         assert all(ability.available for ability in plane.abilities())
         await plane.aclose()
@@ -123,8 +123,8 @@ async def test_firewall_of_an_own_namespace_sees_no_frames(machine) -> None:
 
 
 async def test_abilities_tell_what_they_mean(inside) -> None:
-    plane = Plane(node_id="0123abcd")
-    await plane.open()
+    plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
+    await plane.open(lambda *_: None)
     for ability in plane.abilities():
         assert ability.available or ability.consequence
     await plane.aclose()

@@ -12,7 +12,8 @@ import pytest
 from nestbed.model import ContainerRequest, FsMode, Kind, ProcessSpec
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
-from nestbed.testing.fake import FakeKernel, FakePlane, FakeRuntime
+from nestbed.testing.fake import FakeKernel, FakeRuntime
+from nestbed.testing.fake_plane import FakePlane
 
 SLEEP = ("sleep", "1000")
 

@@ -40,6 +40,13 @@ def test_the_default_file_is_right_line_by_line() -> None:
     assert tomllib.loads(text) == {}
 
 
+def test_underlays(tmp_path: Path) -> None:
+    assert settings.read([]).underlay == ()
+    found = settings.read(["--underlay", "u1,u2", "--underlay", "u3", "--relay", "userspace"])
+    assert (found.underlay, found.relay) == (("u1", "u2", "u3"), "userspace")
+    assert settings.read(["--config", config(tmp_path, 'underlay = ["u1"]\nrelay = "kernel"\n')]).underlay == ("u1",)
+
+
 def test_addresses() -> None:
     found = settings.read(["--listen", "tcp://192.0.2.1:5", "--listen", "tcp://[::1]", "--listen", "tcp://host:0", *TLS])
     assert found.listen == (("192.0.2.1", 5), ("::1", 7411), ("host", 0))
@@ -53,6 +60,12 @@ def test_addresses() -> None:
         (("--run-dir", "relative"), "BAD_SETTING"),
         (("--state-dir", "/a/../b"), "BAD_SETTING"),
         (("--log-level", "loud"), "BAD_SETTING"),
+        (("--relay", "tunnel"), "BAD_SETTING"),
+        (("--underlay", "a,"), "BAD_SETTING"),
+        (("--underlay", "a/b"), "BAD_SETTING"),
+        (("--underlay", "x" * 16), "BAD_SETTING"),
+        (("--underlay", "lo"), "BAD_SETTING"),
+        (("--underlay", "u1", "--underlay", "u1"), "BAD_SETTING"),
         (("--listen", "tcp://192.0.2.1:5"), "TLS_REQUIRED"),
         (("--tls-cert", "/c"), "TLS_INCOMPLETE"),
         (("--listen", "192.0.2.1:5", *TLS), "BAD_SETTING"),

@@ -44,12 +44,34 @@ def _create_options(parser: Parser) -> None:
     parser.add_argument("--subnet", metavar="CIDR", default="", help="IPv4 subnet to hand addresses out from, such as 10.5.0.0/24")
     parser.add_argument("--subnet6", metavar="CIDR", default="", help="IPv6 subnet to hand addresses out from, such as fd00:5::/64")
     parser.add_argument("--mtu", metavar="N", type=values.whole(1, 65535), default=0, help="largest packet in bytes (1500)")
+    parser.add_argument(
+        "--group", metavar="ADDR:PORT", default="", help="multicast group shared with other nodes, such as 239.1.2.3:5000 (one of its own)"
+    )
+    parser.add_argument(
+        "--peer",
+        dest="peers",
+        metavar="ADDR",
+        action="append",
+        default=[],
+        help="send to this node instead of to the group, where there is no multicast (may be repeated)",
+    )
+    parser.add_argument("--ttl", metavar="N", type=values.whole(1, 255), default=0, help="TTL of datagrams between nodes (1)")
+    parser.add_argument("--local", action="store_true", help="keep it on this node, even if that has an underlay")
     select.add_label_option(parser, "label for selection (may be repeated)")
 
 
 async def _create(context: Context, args: Namespace) -> int:
     lan = await context.client.create_lan(
-        args.name, subnet=args.subnet, subnet6=args.subnet6, mtu=args.mtu, labels=dict(args.labels), request_id=secrets.token_hex(16)
+        args.name,
+        subnet=args.subnet,
+        subnet6=args.subnet6,
+        mtu=args.mtu,
+        labels=dict(args.labels),
+        group=args.group,
+        peers=args.peers,
+        ttl=args.ttl,
+        local=args.local,
+        request_id=secrets.token_hex(16),
     )
     output.show(context.output, [lan], lambda: [lan.name], single=True)
     return OK
@@ -139,7 +161,15 @@ async def _disconnect(context: Context, args: Namespace) -> int:
 
 COMMANDS = {
     "lan create": Command(
-        _create_options, _create, "  nbctl lan create lan0 --subnet 10.5.0.0/24\n  nbctl lan create lan1 --subnet6 fd00:5::/64 --mtu 9000"
+        _create_options,
+        _create,
+        """\
+  nbctl lan create lan0 --subnet 10.5.0.0/24
+  nbctl lan create lan1 --subnet6 fd00:5::/64 --mtu 9000
+  nbctl lan create wan --group 239.1.2.3:5000
+  nbctl lan create wan --group 239.1.2.3:5000 --peer 192.0.2.2 --peer 192.0.2.3""",
+        "Nodes that are given the same group share the LAN. Each hands out addresses by itself: give each a subnet\n"
+        "of its own with the LAN's prefix in mind, or addresses with --lan LAN,ip=CIDR.",
     ),
     "lan ls": Command(_select_options, _ls, "  nbctl lan ls\n  nbctl lan ls -o json 'exp1-*'"),
     "lan inspect": Command(

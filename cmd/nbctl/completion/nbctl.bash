@@ -67,7 +67,7 @@ _nbctl() {
         "stats") options="-h --help -l --label --no-stream --interval -H --host -o --output" valued="-l --label --interval -H --host -o --output" kinds=("containers") ;;
         "top") options="-h --help --sort --interval -H --host -o --output" valued="--sort --interval -H --host -o --output" kinds=() ;;
         "events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
-        "lan create") options="-h --help --subnet --subnet6 --mtu -l --label -H --host -o --output" valued="--subnet --subnet6 --mtu -l --label -H --host -o --output" kinds=("") ;;
+        "lan create") options="-h --help --subnet --subnet6 --mtu --group --peer --ttl --local -l --label -H --host -o --output" valued="--subnet --subnet6 --mtu --group --peer --ttl -l --label -H --host -o --output" kinds=("") ;;
         "lan ls") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
         "lan inspect") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
         "lan rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;

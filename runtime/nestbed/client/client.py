@@ -211,10 +211,25 @@ class Client:
         subnet6: str = "",
         mtu: int = 0,
         labels: Mapping[str, str] | None = None,
+        group: str = "",
+        peers: Iterable[str] = (),
+        ttl: int = 0,
+        local: bool = False,
         request_id: str = "",
     ) -> lan_pb2.Lan:
         """Make a LAN. The same ``request_id`` and content give the same LAN again."""
-        request = lan_pb2.CreateLanRequest(name=name, subnet=subnet, subnet6=subnet6, mtu=mtu, labels=labels or {}, request_id=request_id)
+        request = lan_pb2.CreateLanRequest(
+            name=name,
+            subnet=subnet,
+            subnet6=subnet6,
+            mtu=mtu,
+            labels=labels or {},
+            group=group,
+            peers=peers,
+            ttl=ttl,
+            local=local,
+            request_id=request_id,
+        )
         return (await self._call(self._lans.CreateLan, request)).lan
 
     async def get_lan(self, lan: str) -> lan_pb2.Lan:

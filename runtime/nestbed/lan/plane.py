@@ -1,24 +1,43 @@
 """The LAN plane of one machine: what the node asks for to have LANs.
 
 A LAN is a Linux bridge in the network namespace of the daemon. Ports are the runtimes': they enslave theirs to the bridge of
-``Nic.bridge``. LANs forward on without the daemon.
+``Nic.bridge`` and tell the plane (``nestbed.runtime.PortHook``). LANs forward on without the daemon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from nestbed.lan import netfilter
+from nestbed.errors import HostLacks
+from nestbed.lan import netfilter, underlays
 from nestbed.lan.bridge import Bridges
-from nestbed.model import Ability, Lan
-from nestbed.runtime import Leftover
+from nestbed.model import (
+    NO_IMPAIRMENT,
+    Ability,
+    Achieved,
+    CaptureRequest,
+    Impairment,
+    Lan,
+    LanCounters,
+    LanPath,
+    Nic,
+    PathKind,
+    PortStats,
+    RelayMode,
+    Underlay,
+)
+from nestbed.runtime import Leftover, PlaneListener, PortHook
 
 
-class LanPlane(Protocol):
-    """What makes LANs. Errors are ``nestbed.errors``; methods for one LAN are never called at once."""
+class LanPlane(PortHook, Protocol):
+    """What makes LANs. Errors are ``nestbed.errors``; changing methods for one LAN or port are never called at once.
 
-    async def open(self) -> None:
+    What it is asked for and cannot do is refused (HostLacks), never accepted and ignored.
+    """
+
+    async def open(self, listener: PlaneListener) -> None:
         """Make it ready. Called once, before anything else."""
         ...
 
@@ -26,12 +45,23 @@ class LanPlane(Protocol):
         """Let go without ending any LAN."""
         ...
 
+    def underlays(self) -> Sequence[Underlay]:
+        """The interfaces that it was told to carry LANs on, as they are now, in that order. Never raises."""
+        ...
+
     async def create(self, lan: Lan) -> None:
-        """Make the LAN. Nothing is left after an error."""
+        """Make the LAN; a relayed one is joined to its group or peers when this returns. Nothing is left after an error.
+
+        Raises:
+            AlreadyExists: an interface of somebody else has a name that it needs. HostLacks: this machine cannot carry it.
+        """
         ...
 
     async def ensure(self, lan: Lan) -> None:
-        """Take up a LAN of an earlier daemon; make what is missing of it. Idempotent, harmless to a LAN in use."""
+        """Take up a LAN of an earlier daemon; make what is missing of it. Idempotent, harmless to a LAN in use.
+
+        An underlay that is not there is no error: the LAN heals when it comes back.
+        """
         ...
 
     async def delete(self, lan: Lan) -> None:
@@ -50,12 +80,57 @@ class LanPlane(Protocol):
         """What this machine can and cannot do for LANs, and why."""
         ...
 
+    def paths(self, lan: Lan) -> Sequence[LanPath]:
+        """How the LAN uses each underlay, as last known; empty for one that is not relayed. Never waits, never raises."""
+        ...
+
+    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
+        """Have these impairments in force on the NIC's port from now on, whatever ``nic`` itself says: both are complete.
+
+        On a port that is there this changes what is in force at once, and keeps frames in flight where the kernel can; for one that is
+        not there yet it is remembered until ``port_added``, and kept over ``port_gone``. Two times NO_IMPAIRMENT takes everything off and
+        forgets the port. A daemon that takes up a port finds it as it is to be: no frame is lost or delayed by that.
+
+        Raises:
+            HostLacks, InvalidArgument: this machine cannot do it; what was in force still is.
+        """
+        ...
+
+    async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:
+        """What came of the impairments to and from the NIC since they were set; None where nothing is impaired."""
+        ...
+
+    async def counters(self, lans: Collection[Lan]) -> Sequence[LanCounters]:
+        """What these LANs exchanged with other machines since they were made (through daemons' deaths); one for each, in order."""
+        ...
+
+    async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
+        """Counters of these ports (``Nic.port``) since they came; a port that is not there, or not counted here, is missing."""
+        ...
+
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+        """A pcapng file of every frame that passes ``link`` (a bridge or port of this node), which is called ``name`` in the file.
+
+        What the request says is checked, and frames are being captured, when this returns; the pieces come as frames do. It ends when
+        a bound is reached or the link is gone; closing the iterator ends it at any time and leaves nothing.
+
+        Raises:
+            InvalidArgument: the filter is none (reason BAD_FILTER). NotFound: the link is gone. HostLacks.
+        """
+        ...
+
 
 class Plane:
-    """LANs as Linux bridges. Everything belongs to the network namespace in which :meth:`open` was called."""
+    """LANs as Linux bridges. Everything belongs to the network namespace in which :meth:`open` was called.
 
-    def __init__(self, *, node_id: str) -> None:
+    ``underlays`` are the interfaces that carry LANs to other machines, ``run_dir`` holds what belongs to the relay and to BPF.
+    """
+
+    def __init__(self, *, node_id: str, run_dir: Path, underlays: Sequence[str] = (), relay: RelayMode = RelayMode.AUTO) -> None:
         self._node_id = node_id
+        self._run_dir = run_dir
+        self._underlays = tuple(underlays)
+        self._relay = relay
         self._opened: Bridges | None = None
 
     @property
@@ -63,8 +138,9 @@ class Plane:
         assert self._opened is not None, "open comes first"
         return self._opened
 
-    async def open(self) -> None:
+    async def open(self, listener: PlaneListener) -> None:
         netfilter.keep_out()
+        self._listener = listener
         self._opened = Bridges(self._node_id)
 
     async def aclose(self) -> None:
@@ -72,7 +148,11 @@ class Plane:
             self._opened.close()
             self._opened = None
 
+    def underlays(self) -> Sequence[Underlay]:
+        return [underlays.look_at(name) for name in self._underlays]
+
     async def create(self, lan: Lan) -> None:
+        _refuse_relayed(lan)
         self._bridges.make(lan)
 
     async def ensure(self, lan: Lan) -> None:
@@ -99,4 +179,45 @@ class Plane:
         return [*extra, *missing]
 
     def abilities(self) -> Sequence[Ability]:
-        return [netfilter.ability()]
+        return [netfilter.ability(), *underlays.abilities(self.underlays())]
+
+    def paths(self, lan: Lan) -> Sequence[LanPath]:
+        return [LanPath(name, PathKind.DOWN, "nothing carries it") for name in self._underlays if lan.is_relayed]
+
+    def port_added(self, nic: Nic) -> None:
+        pass
+
+    def port_gone(self, nic: Nic) -> None:
+        pass
+
+    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
+        if to != NO_IMPAIRMENT or from_ != NO_IMPAIRMENT:
+            raise HostLacks(
+                f"the frames of {nic.name} on LAN {nic.lan} cannot be impaired on this node",
+                reason="NO_IMPAIRMENTS",
+                remedy="see `nbctl info` for what this machine lacks",
+                nic=nic.name,
+                lan=nic.lan,
+            )
+
+    async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:  # noqa: ARG002 - nothing is impaired
+        return None, None
+
+    async def counters(self, lans: Collection[Lan]) -> Sequence[LanCounters]:
+        return [LanCounters(lan.id) for lan in lans]
+
+    async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:  # noqa: ARG002 - nothing is counted
+        return {}
+
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:  # noqa: ARG002 - refused
+        raise HostLacks(f"{name} cannot be captured on this node", reason="NO_CAPTURE", remedy="see `nbctl info`", link=link)
+
+
+def _refuse_relayed(lan: Lan) -> None:
+    if lan.is_relayed:
+        raise HostLacks(
+            f"LAN {lan.name} cannot be carried to other machines by this node",
+            reason="NO_RELAY",
+            remedy="make it with --local",
+            lan=lan.name,
+        )

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from nestbed.errors import InvalidArgument, shown
 from nestbed.model import (
+    CaptureRequest,
     Change,
     ContainerRequest,
     ExecSpec,
@@ -51,6 +52,8 @@ PIDS_MAX = 1 << 22
 RETRIES_MAX = 1 << 30
 GRACE_SECONDS_MAX = 7 * 24 * 3600
 TERMINAL_MAX = 65535
+SNAP_BYTES_MAX = 262144
+"""What libpcap takes at most (MAXIMUM_SNAPLEN)."""
 
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNPASSABLE = re.compile("[\0\ud800-\udfff]")
@@ -74,10 +77,10 @@ def check_container(request: ContainerRequest) -> ContainerRequest:
             "CONFLICTING_OPTIONS",
             "give a restart policy or automatic removal, not both",
         )
-    _count("NICs", request.nics, NICS_MAX)
+    check_count("NICs", request.nics, NICS_MAX)
     for nic in request.nics:
         check_nic(nic)
-    _count("routes", request.routes, ROUTES_MAX)
+    check_count("routes", request.routes, ROUTES_MAX)
     _check_process(request.process)
     return dataclasses.replace(request, resources=check_resources(request.resources))
 
@@ -189,7 +192,7 @@ def check_labels(labels: Sequence[tuple[str, str]]) -> None:
     Raises:
         InvalidArgument: too many, too long, an empty key, or a control character.
     """
-    _count("labels", labels, LABELS_MAX)
+    check_count("labels", labels, LABELS_MAX)
     for key, value in labels:
         if not key or len(key) > LABEL_CHARS_MAX or len(value) > LABEL_CHARS_MAX or not (_is_plain(key) and _is_plain(value)):
             _refuse(
@@ -209,7 +212,26 @@ def check_nic(spec: NicSpec) -> None:
     check_name(spec.lan, "LAN")
     if spec.name:
         check_interface(spec.name)
-    _count("addresses of a NIC", spec.addresses, ADDRESSES_MAX)
+    check_count("addresses of a NIC", spec.addresses, ADDRESSES_MAX)
+
+
+def check_capture(request: CaptureRequest, *, lan: str, container: str, nic_name: str) -> None:
+    """What a capture is of, and its bounds; its filter is checked by what captures.
+
+    Raises:
+        InvalidArgument: not exactly one thing is named, or a number or text that cannot be.
+    """
+    if bool(lan) == bool(container) or (nic_name and not container):
+        _refuse(
+            "a capture is of one LAN, or of one container's NIC",
+            "CONFLICTING_OPTIONS",
+            "name a LAN, or a container and perhaps its NIC",
+        )
+    _check_text("the filter", request.filter, VALUE_CHARS_MAX)
+    _number("snap_bytes", request.snap_bytes, SNAP_BYTES_MAX)
+    _number("count", request.count, (1 << 63) - 1)
+    _number("size_bytes", request.size_bytes, (1 << 63) - 1)
+    _number("seconds", request.seconds, GRACE_SECONDS_MAX)
 
 
 def check_restart(policy: RestartPolicy) -> None:
@@ -241,6 +263,16 @@ def check_resources(resources: Resources) -> Resources:
     return Resources(resources.cpus or None, resources.memory_bytes or None, resources.pids or None, resources.io_weight or None)
 
 
+def check_count(what: str, items: Sequence[object], most: int) -> None:
+    """Not more of something than ``most``.
+
+    Raises:
+        InvalidArgument: there are (reason TOO_MANY).
+    """
+    if len(items) > most:
+        _refuse(f"{len(items)} {what} are more than {most}", "TOO_MANY", f"give at most {most}", what=what, count=len(items), maximum=most)
+
+
 def _check_process(spec: ProcessSpec) -> None:
     _check_args(spec.args)
     _check_env(spec.env)
@@ -252,13 +284,13 @@ def _check_process(spec: ProcessSpec) -> None:
         if path:
             check_path(what, path)
     _check_text("the user", spec.user)
-    _count("mounts", spec.mounts, MOUNTS_MAX)
+    check_count("mounts", spec.mounts, MOUNTS_MAX)
     for mount in spec.mounts:
         _check_mount(mount)
-    _count("capabilities", (*spec.cap_add, *spec.cap_drop), CAPABILITIES_MAX)
+    check_count("capabilities", (*spec.cap_add, *spec.cap_drop), CAPABILITIES_MAX)
     for name in (*spec.cap_add, *spec.cap_drop):
         _check_text("the capability", name)
-    _count("sysctls", spec.sysctls, SYSCTLS_MAX)
+    check_count("sysctls", spec.sysctls, SYSCTLS_MAX)
     for key, value in spec.sysctls:
         _check_text("the sysctl", key)
         _check_text(f"the value of {key}", value, VALUE_CHARS_MAX)
@@ -279,7 +311,7 @@ def _check_mount(mount: Mount) -> None:
 def _check_args(args: Sequence[str]) -> None:
     if not args or not args[0]:
         _refuse("there is no program to run", "NO_PROGRAM", "give a program and its arguments")
-    _count("arguments", args, ARGS_MAX)
+    check_count("arguments", args, ARGS_MAX)
     _strings("arguments", args, ARGS_BYTES_MAX)
 
 
@@ -316,11 +348,6 @@ def _check_text(what: str, text: str, chars_max: int = TEXT_CHARS_MAX) -> None:
             text=shown(text),
             characters_max=chars_max,
         )
-
-
-def _count(what: str, items: Sequence[object], most: int) -> None:
-    if len(items) > most:
-        _refuse(f"{len(items)} {what} are more than {most}", "TOO_MANY", f"give at most {most}", what=what, count=len(items), maximum=most)
 
 
 def _number(what: str, value: float | None, most: float) -> None:

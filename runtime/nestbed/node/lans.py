@@ -14,6 +14,7 @@ from nestbed.log import fields
 from nestbed.model import Lan, LanRequest, Nic, NicSpec
 from nestbed.node import requests, wiring
 from nestbed.node.bounds import NICS_MAX, check_lan, check_nic, check_request_id
+from nestbed.node.identity import identify
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
 from nestbed.node.segment import Segment
@@ -46,6 +47,8 @@ class Lans:
             registry.check_lan_name_free(request.name)
             lan_id = registry.new_lan_id()
             lan = Lan(lan_id, request.name, bridge_name(lan_id), mtu, subnet, subnet6, request.labels, time.time())
+            others = [segment.lan for segment in registry.segments.values()]
+            lan = identify(lan, request, others, self._parts.plane.underlays())
             segment = Segment(lan, request_id, digest)
             self._parts.store.write_lan(_record(segment))
             try:

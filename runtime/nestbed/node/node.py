@@ -17,6 +17,7 @@ from nestbed import __version__
 from nestbed.errors import NestbedError, NotFound, Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
 from nestbed.model import (
+    CaptureRequest,
     Change,
     ContainerRequest,
     ContainerView,
@@ -25,6 +26,7 @@ from nestbed.model import (
     ExitStatus,
     Kind,
     LanRequest,
+    LanStats,
     LanView,
     Nic,
     NicSpec,
@@ -32,7 +34,7 @@ from nestbed.model import (
     State,
     Stats,
 )
-from nestbed.node import audit, bounds, logs, update
+from nestbed.node import audit, bounds, logs, traffic, update
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.lans import Lans
@@ -41,7 +43,8 @@ from nestbed.node.names import Selection, is_glob
 from nestbed.node.operations import Operations
 from nestbed.node.parts import Parts, present
 from nestbed.node.privilege import check_entry
-from nestbed.node.registry import Held, Registry, lan_view
+from nestbed.node.registry import Held, Registry
+from nestbed.node.segment import Segment
 from nestbed.node.store import Store
 from nestbed.runlog import Entry
 from nestbed.runtime import Console, Execution, FileAccess, Leftover, Pausable, Runtime
@@ -85,7 +88,7 @@ class Node:
             stack.callback(parts.store.close)
             self._watch.open()
             stack.callback(self._watch.close)
-            await parts.plane.open()
+            await parts.plane.open(self._on_plane)
             stack.push_async_callback(parts.plane.aclose)
             for runtime in parts.runtimes.values():
                 await runtime.open(self._lifecycle.on_status)
@@ -127,6 +130,7 @@ class Node:
             started_at=self._started_at,
             kinds=tuple(parts.runtimes),
             abilities=tuple(abilities),
+            underlays=tuple(underlay.name for underlay in parts.plane.underlays()),
         )
 
     def watch(self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False) -> AsyncIterator[tuple[Event, int]]:
@@ -294,7 +298,8 @@ class Node:
         found = []
         for held in self._chosen(names):
             with contextlib.suppress(NotFound, WrongState):  # it went meanwhile
-                found.append((held.view(), await present(held).stats()))
+                used = await traffic.add_classes(self._parts, held.spec.nics, await present(held).stats())
+                found.append((held.view(), used))
         return found
 
     async def update(self, ref: str, change: Change, *, admin: bool) -> ContainerView:
@@ -349,7 +354,7 @@ class Node:
         Raises:
             InvalidArgument, AlreadyExists, HostLacks: nothing was made.
         """
-        return lan_view(await self._parts.operations.run(self._lans.create(request, request_id)))
+        return self._lan_view(await self._parts.operations.run(self._lans.create(request, request_id)))
 
     def lan(self, ref: str) -> LanView:
         """One LAN, by id or name.
@@ -357,7 +362,7 @@ class Node:
         Raises:
             NotFound: none.
         """
-        return lan_view(self._parts.registry.find_lan(ref))
+        return self._lan_view(self._parts.registry.find_lan(ref))
 
     def lans(self, *, names: Sequence[str] = (), labels: Sequence[tuple[str, str]] = ()) -> list[LanView]:
         """Those whose name matches one of the globs (or whose id begins with one) and that have all the labels. Oldest first.
@@ -368,7 +373,7 @@ class Node:
         bounds.check_labels(labels)
         selection = Selection(names, labels)
         segments = self._parts.registry.segments.values()
-        return [lan_view(one) for one in segments if selection.takes(one.lan.id, one.lan.name, one.lan.labels)]
+        return [self._lan_view(one) for one in segments if selection.takes(one.lan.id, one.lan.name, one.lan.labels)]
 
     async def delete_lan(self, ref: str) -> None:
         """Remove a LAN.
@@ -394,7 +399,40 @@ class Node:
         """
         await self._parts.operations.run(self._lans.disconnect(self._find(ref), lan, nic_name))
 
+    async def lan_stats(self, names: Sequence[str]) -> list[LanStats]:
+        """The counters of the LANs of the refs and globs ``names``, of all without any.
+
+        Raises:
+            NotFound: a name that is no glob means no LAN.
+        """
+        segments = self._parts.registry.segments.values()
+        globs = Selection([name for name in names if is_glob(name)], ())
+        matched = [one for one in segments if not names or (any(map(is_glob, names)) and globs.takes("", one.lan.name, ()))]
+        named = [self._parts.registry.find_lan(name) for name in names if not is_glob(name)]
+        return await traffic.lan_stats(self._parts, list({one.lan.id: one for one in (*named, *matched)}.values()))
+
+    async def capture(self, request: CaptureRequest, *, lan: str = "", container: str = "", nic_name: str = "") -> AsyncIterator[bytes]:
+        """A pcapng file of the frames on a LAN, or of a container's NIC (its only one without a name); see ``LanPlane.capture``.
+
+        Raises:
+            InvalidArgument: not exactly one of LAN and container, or bounds or a filter that cannot be. NotFound, HostLacks.
+        """
+        bounds.check_capture(request, lan=lan, container=container, nic_name=nic_name)
+        if lan:
+            source = await traffic.capture_lan(self._parts, self._parts.registry.find_lan(lan), request)
+        else:
+            source = await traffic.capture_nic(self._parts, self._find(container), nic_name, request)
+        async for piece in source:
+            yield piece
+
     # ------------------------------------------------------------ steps
+
+    def _on_plane(self, kind: str, lan_id: str, attributes: Mapping[str, str]) -> None:
+        segment = self._parts.registry.segments.get(lan_id)
+        self._parts.events.publish(kind, lan_id, segment.lan.name if segment else "", **attributes)
+
+    def _lan_view(self, segment: Segment) -> LanView:
+        return LanView(segment.lan, segment.members, tuple(self._parts.plane.paths(segment.lan)))
 
     def _find(self, ref: str) -> Held:
         return self._parts.registry.find(ref)

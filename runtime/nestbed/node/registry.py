@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, shown
 from nestbed.lan.addressing import Address, port_prefix
-from nestbed.model import Bundle, ContainerView, ExitStatus, Lan, LanMember, LanView, Nic, NicSpec, Spec, State, Status
+from nestbed.model import Bundle, ContainerView, ExitStatus, Lan, LanMember, Nic, NicSpec, Spec, State, Status
 from nestbed.node import wiring
 from nestbed.node.names import by_prefix
 from nestbed.node.segment import Segment
@@ -301,11 +301,6 @@ class Registry:
             segment = self._lans[nic.lan_id]
             segment.join(LanMember(spec.id, spec.name, nic))
             segment.rely_on(spec.id, hops)
-
-
-def lan_view(segment: Segment) -> LanView:
-    """A LAN as callers see it."""
-    return LanView(segment.lan, segment.members)
 
 
 def not_found(ref: str) -> NotFound:

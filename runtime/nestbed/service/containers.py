@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,11 +11,10 @@ from nestbed.node.node import Node
 from nestbed.service import convert, present, terminals
 from nestbed.service.authorize import caller
 from nestbed.service.pages import Place, page
-from nestbed.service.streams import closing
+from nestbed.service.streams import closing, ticks
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1.container_pb2_grpc import ContainerServiceServicer
 
-INTERVAL_SECONDS_MIN = 0.1
 COPY_RESPONSE_BYTES = 256 * 1024
 
 
@@ -75,17 +73,9 @@ class Containers(ContainerServiceServicer):
                     yield response
 
     async def GetStats(self, request: api.GetStatsRequest, context: Any) -> AsyncIterator[api.GetStatsResponse]:
-        is_repeated = request.HasField("interval")
-        interval = convert.seconds(request.interval, "interval", least=INTERVAL_SECONDS_MIN) if is_repeated else 0.0
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
+        async for _ in ticks(convert.interval(request)):
             found = await self._node.stats(tuple(request.containers))
             yield api.GetStatsResponse(stats=[present.stats(view, used) for view, used in found])
-            if not is_repeated:
-                return
-            due = max(due + interval, loop.time())
-            await asyncio.sleep(due - loop.time())
 
     async def UpdateContainer(self, request: api.UpdateContainerRequest, context: Any) -> api.UpdateContainerResponse:
         view = await self._node.update(request.container, convert.change(request), admin=caller().is_admin)

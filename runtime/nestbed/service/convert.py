@@ -39,6 +39,9 @@ STATES: Mapping[int, State] = {api.ContainerState.Value(f"CONTAINER_STATE_{state
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL, unless a request says otherwise."""
 
+INTERVAL_SECONDS_MIN = 0.1
+"""The least time between the responses of a stream of measurements."""
+
 SECONDS_MAX = 7 * 86400.0
 """The longest duration a request may name."""
 
@@ -134,7 +137,33 @@ def exec_spec(start: api.ExecStart) -> model.ExecSpec:
 
 def lan_request(request: lan_pb2.CreateLanRequest) -> model.LanRequest:
     """A LAN as asked for."""
-    return model.LanRequest(request.name, request.subnet, request.subnet6, request.mtu, pairs(request.labels))
+    return model.LanRequest(
+        name=request.name,
+        subnet=request.subnet,
+        subnet6=request.subnet6,
+        mtu=request.mtu,
+        labels=pairs(request.labels),
+        group=request.group,
+        peers=tuple(request.peers),
+        ttl=request.ttl,
+        is_local=request.local,
+    )
+
+
+def capture_request(request: lan_pb2.CaptureRequest) -> model.CaptureRequest:
+    """What to capture."""
+    return model.CaptureRequest(
+        filter=request.filter,
+        snap_bytes=request.snap_bytes,
+        count=request.count,
+        size_bytes=request.size_bytes,
+        seconds=seconds(request.duration, "duration") if request.HasField("duration") else 0.0,
+    )
+
+
+def interval(request: api.GetStatsRequest | lan_pb2.WatchLanStatsRequest) -> float:
+    """Seconds between responses; 0 for one response only."""
+    return seconds(request.interval, "interval", least=INTERVAL_SECONDS_MIN) if request.HasField("interval") else 0.0
 
 
 def states(numbers: Sequence[int]) -> tuple[State, ...]:

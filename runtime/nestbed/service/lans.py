@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
+from nestbed.errors import Unsupported
 from nestbed.model import LanView
 from nestbed.node.node import Node
 from nestbed.service import convert, present
 from nestbed.service.pages import Place, page
+from nestbed.service.streams import closing, ticks
 from nestbed.v1 import lan_pb2 as api
 from nestbed.v1.lan_pb2_grpc import LanServiceServicer
 
@@ -38,9 +41,34 @@ class Lans(LanServiceServicer):
         nic = await self._node.connect(request.container, convert.nic_spec(request.nic))
         return api.ConnectLanResponse(nic=present.nic(nic))
 
+    async def SetImpairment(self, request: api.SetImpairmentRequest, context: Any) -> api.SetImpairmentResponse:
+        raise _not_yet()
+
+    async def ResetImpairment(self, request: api.ResetImpairmentRequest, context: Any) -> api.ResetImpairmentResponse:
+        raise _not_yet()
+
+    async def ListImpairments(self, request: api.ListImpairmentsRequest, context: Any) -> api.ListImpairmentsResponse:
+        raise _not_yet()
+
+    async def WatchLanStats(self, request: api.WatchLanStatsRequest, context: Any) -> AsyncIterator[api.WatchLanStatsResponse]:
+        async for _ in ticks(convert.interval(request)):
+            found = await self._node.lan_stats(tuple(request.lans))
+            yield api.WatchLanStatsResponse(stats=[present.lan_stats(each) for each in found])
+
+    async def Capture(self, request: api.CaptureRequest, context: Any) -> AsyncIterator[api.CaptureResponse]:
+        wanted = convert.capture_request(request)
+        source = self._node.capture(wanted, lan=request.lan, container=request.container, nic_name=request.nic)
+        async with closing(source) as pieces:
+            async for piece in pieces:
+                yield api.CaptureResponse(data=piece)
+
     async def DisconnectLan(self, request: api.DisconnectLanRequest, context: Any) -> api.DisconnectLanResponse:
         await self._node.disconnect(request.container, request.lan, request.nic)
         return api.DisconnectLanResponse()
+
+
+def _not_yet() -> Unsupported:
+    return Unsupported("this node impairs no LANs", reason="NO_IMPAIRMENTS", remedy="see `nbctl info`")
 
 
 def _place(view: LanView) -> Place:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+from nestbed.model import State
 from nestbed.node.node import Node
-from nestbed.service import present
+from nestbed.service import metrics, present
 from nestbed.service.authorize import caller
 from nestbed.service.streams import closing
 from nestbed.v1 import node_pb2 as api
@@ -31,3 +33,8 @@ class NodeInformation(NodeServiceServicer):
     async def Audit(self, request: api.AuditRequest, context: Any) -> api.AuditResponse:
         found, objects = await self._node.audit()
         return api.AuditResponse(leftovers=present.leftovers(found), objects=objects)
+
+    async def GetMetrics(self, request: api.GetMetricsRequest, context: Any) -> api.GetMetricsResponse:
+        states: Counter[State] = Counter(view.status.state for view in self._node.containers())
+        used, lans = await self._node.stats(()), await self._node.lan_stats(())
+        return api.GetMetricsResponse(text=present.text(metrics.text(await self._node.info(), used, states, lans)))

@@ -11,11 +11,12 @@ from nestbed.runlog import Entry
 from nestbed.runtime import Leftover
 from nestbed.service.convert import FS_MODES, KINDS, RESTART_MODES, STATES
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2, node_pb2
+from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
 
 _KINDS = {kind: api.ContainerKind.ValueType(number) for number, kind in KINDS.items()}
 _FS_MODES = {mode: api.FsMode.ValueType(number) for number, mode in FS_MODES.items()}
 _RESTART_MODES = {mode: api.RestartMode.ValueType(number) for number, mode in RESTART_MODES.items()}
+_PATHS = {kind: lan_pb2.PathKind.Value(f"PATH_KIND_{kind.name}") for kind in model.PathKind}
 _STATES = {state: api.ContainerState.ValueType(number) for number, state in STATES.items()}
 
 LOG_RESPONSE_BYTES = 256 * 1024
@@ -125,7 +126,23 @@ def _nic_stats(used: model.NicStats) -> api.NicStats:
         tx_frames=used.tx_frames,
         tx_bytes=used.tx_bytes,
         tx_drops=used.tx_drops,
+        rx_classes=_classes(used.rx_classes),
+        tx_classes=_classes(used.tx_classes),
+        rx_drop_reasons=_drops(used.rx_drop_reasons),
+        tx_drop_reasons=_drops(used.tx_drop_reasons),
     )
+
+
+def _classes(counts: Sequence[model.ClassCount]) -> list[traffic_pb2.ClassCount]:
+    return [traffic_pb2.ClassCount(name=each.name, frames=each.frames, bytes=each.bytes) for each in counts]
+
+
+def _drops(counts: Sequence[model.DropCount]) -> list[traffic_pb2.DropCount]:
+    return [traffic_pb2.DropCount(reason=each.reason, frames=each.frames) for each in counts]
+
+
+def _traffic(value: model.Traffic) -> traffic_pb2.Traffic:
+    return traffic_pb2.Traffic(frames=value.frames, bytes=value.bytes, classes=_classes(value.classes), drops=_drops(value.drops))
 
 
 def logs(entries: Sequence[Entry]) -> Iterator[api.GetLogsResponse]:
@@ -159,6 +176,31 @@ def lan(view: model.LanView) -> lan_pb2.Lan:
         create_time=timestamp(value.created_at),
         bridge=value.bridge,
         members=[lan_pb2.LanMember(container_id=each.container_id, container=each.container, nic=nic(each.nic)) for each in view.members],
+        group=value.group,
+        peers=value.peers,
+        ttl=value.ttl if value.is_relayed else 0,
+        paths=[lan_pb2.LanPath(underlay=each.underlay, kind=_PATHS[each.kind], detail=text(each.detail)) for each in view.paths],
+    )
+
+
+def lan_stats(value: model.LanStats) -> lan_pb2.LanStats:
+    """Counters of a LAN and of its members' ports."""
+    return lan_pb2.LanStats(
+        id=value.lan.id,
+        name=value.lan.name,
+        time=timestamp(value.at),
+        received=_traffic(value.counters.received),
+        sent=_traffic(value.counters.sent),
+        ports=[
+            lan_pb2.LanPortStats(
+                container_id=member.container_id,
+                container=member.container,
+                nic=member.nic.name,
+                rx=_traffic(port.rx),
+                tx=_traffic(port.tx),
+            )
+            for member, port in value.ports
+        ],
     )
 
 
@@ -180,6 +222,7 @@ def node_info(info: model.NodeInfo, *, role: str) -> node_pb2.NodeInfo:
         abilities=[_ability(each) for each in info.abilities],
         kinds=[kind.value for kind in info.kinds],
         role=role,
+        underlays=info.underlays,
     )
 
 

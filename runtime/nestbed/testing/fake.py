@@ -1,4 +1,4 @@
-"""A runtime and a LAN plane in memory that obey the contract, for tests of everything above it.
+"""A runtime in memory that obeys the contract, for tests of everything above it; ``nestbed.testing.fake_plane`` has LANs for it.
 
 What would survive the daemon is in a :class:`FakeKernel`: a new :class:`FakeRuntime` on the same kernel finds it again, one on a new kernel
 is the machine after a reboot. :meth:`FakeKernel.fail_next` makes the next call of a method fail.
@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from nestbed import runlog
 from nestbed.errors import AlreadyExists, CorruptState, InvalidArgument, NestbedError, NotFound, WrongState
@@ -25,7 +25,6 @@ from nestbed.model import (
     ExecSpec,
     ExitStatus,
     Kind,
-    Lan,
     Nic,
     NicStats,
     Resources,
@@ -383,42 +382,6 @@ class FakeContainer:
     async def _settled(self) -> None:
         if self._supervisor is not None:
             await asyncio.shield(self._supervisor)
-
-
-class FakePlane:
-    """``nestbed.lan.plane.LanPlane`` in memory."""
-
-    def __init__(self, kernel: FakeKernel | None = None) -> None:
-        self.kernel = kernel or FakeKernel()
-
-    async def open(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-    async def create(self, lan: Lan) -> None:
-        self.kernel.check("bridge")
-        self.kernel.bridges[lan.bridge] = lan.id
-
-    async def ensure(self, lan: Lan) -> None:
-        self.kernel.bridges[lan.bridge] = lan.id
-
-    async def delete(self, lan: Lan) -> None:
-        self.kernel.check("bridge")
-        self.kernel.bridges.pop(lan.bridge, None)
-
-    async def sweep(self, lans: Collection[Lan]) -> None:
-        recorded = {lan.id for lan in lans}
-        self.kernel.bridges = {name: lan_id for name, lan_id in self.kernel.bridges.items() if lan_id in recorded}
-
-    async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:
-        recorded = {lan.bridge for lan in lans}
-        extra = [Leftover("extra", "link", name) for name in self.kernel.bridges if name not in recorded]
-        return [*extra, *(Leftover("missing", "link", name) for name in recorded if name not in self.kernel.bridges)]
-
-    def abilities(self) -> Sequence[Ability]:
-        return []
 
 
 def _empty(bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nestbed.v1 import traffic_pb2 as _traffic_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -217,6 +218,8 @@ class NicSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    IMPAIR_TO_FIELD_NUMBER: _builtins.int
+    IMPAIR_FROM_FIELD_NUMBER: _builtins.int
     lan: _builtins.str
     """Name of the LAN."""
     name: _builtins.str
@@ -227,6 +230,14 @@ class NicSpec(_message.Message):
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses in CIDR form (`10.5.0.7/24`, `fd00::7/64`); handed out from the LAN's subnets if empty."""
 
+    @_builtins.property
+    def impair_to(self) -> _traffic_pb2.Impairment:
+        """What is done to frames to the container."""
+
+    @_builtins.property
+    def impair_from(self) -> _traffic_pb2.Impairment:
+        """What is done to frames from the container."""
+
     def __init__(
         self,
         *,
@@ -234,10 +245,12 @@ class NicSpec(_message.Message):
         name: _builtins.str = ...,
         mac: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        impair_to: _traffic_pb2.Impairment | None = ...,
+        impair_from: _traffic_pb2.Impairment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impair_from", b"impair_from", "impair_to", b"impair_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "lan", b"lan", "mac", b"mac", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "impair_from", b"impair_from", "impair_to", b"impair_to", "lan", b"lan", "mac", b"mac", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -255,6 +268,8 @@ class Nic(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
+    IMPAIR_TO_FIELD_NUMBER: _builtins.int
+    IMPAIR_FROM_FIELD_NUMBER: _builtins.int
     lan: _builtins.str
     """Name of the LAN."""
     name: _builtins.str
@@ -269,6 +284,14 @@ class Nic(_message.Message):
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses in CIDR form."""
 
+    @_builtins.property
+    def impair_to(self) -> _traffic_pb2.Impairment:
+        """What is done to frames to the container, beside the LAN's share; absent is nothing."""
+
+    @_builtins.property
+    def impair_from(self) -> _traffic_pb2.Impairment:
+        """What is done to frames from the container, beside the LAN's share; absent is nothing."""
+
     def __init__(
         self,
         *,
@@ -278,10 +301,12 @@ class Nic(_message.Message):
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         mtu: _builtins.int = ...,
         port: _builtins.str = ...,
+        impair_to: _traffic_pb2.Impairment | None = ...,
+        impair_from: _traffic_pb2.Impairment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impair_from", b"impair_from", "impair_to", b"impair_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "lan", b"lan", "mac", b"mac", "mtu", b"mtu", "name", b"name", "port", b"port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "impair_from", b"impair_from", "impair_to", b"impair_to", "lan", b"lan", "mac", b"mac", "mtu", b"mtu", "name", b"name", "port", b"port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1618,6 +1643,10 @@ class NicStats(_message.Message):
     TX_FRAMES_FIELD_NUMBER: _builtins.int
     TX_BYTES_FIELD_NUMBER: _builtins.int
     TX_DROPS_FIELD_NUMBER: _builtins.int
+    RX_CLASSES_FIELD_NUMBER: _builtins.int
+    TX_CLASSES_FIELD_NUMBER: _builtins.int
+    RX_DROP_REASONS_FIELD_NUMBER: _builtins.int
+    TX_DROP_REASONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the interface inside."""
     lan: _builtins.str
@@ -1634,6 +1663,22 @@ class NicStats(_message.Message):
     """Bytes sent."""
     tx_drops: _builtins.int
     """Frames dropped on sending."""
+    @_builtins.property
+    def rx_classes(self) -> _containers.RepeatedCompositeFieldContainer[_traffic_pb2.ClassCount]:
+        """Frames received, by class; empty where this kernel does not count them."""
+
+    @_builtins.property
+    def tx_classes(self) -> _containers.RepeatedCompositeFieldContainer[_traffic_pb2.ClassCount]:
+        """Frames sent, by class."""
+
+    @_builtins.property
+    def rx_drop_reasons(self) -> _containers.RepeatedCompositeFieldContainer[_traffic_pb2.DropCount]:
+        """Frames dropped on their way to the container, by reason."""
+
+    @_builtins.property
+    def tx_drop_reasons(self) -> _containers.RepeatedCompositeFieldContainer[_traffic_pb2.DropCount]:
+        """Frames dropped on their way from the container, by reason."""
+
     def __init__(
         self,
         *,
@@ -1645,10 +1690,14 @@ class NicStats(_message.Message):
         tx_frames: _builtins.int = ...,
         tx_bytes: _builtins.int = ...,
         tx_drops: _builtins.int = ...,
+        rx_classes: _abc.Iterable[_traffic_pb2.ClassCount] | None = ...,
+        tx_classes: _abc.Iterable[_traffic_pb2.ClassCount] | None = ...,
+        rx_drop_reasons: _abc.Iterable[_traffic_pb2.DropCount] | None = ...,
+        tx_drop_reasons: _abc.Iterable[_traffic_pb2.DropCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan", "name", b"name", "rx_bytes", b"rx_bytes", "rx_drops", b"rx_drops", "rx_frames", b"rx_frames", "tx_bytes", b"tx_bytes", "tx_drops", b"tx_drops", "tx_frames", b"tx_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan", "name", b"name", "rx_bytes", b"rx_bytes", "rx_classes", b"rx_classes", "rx_drop_reasons", b"rx_drop_reasons", "rx_drops", b"rx_drops", "rx_frames", b"rx_frames", "tx_bytes", b"tx_bytes", "tx_classes", b"tx_classes", "tx_drop_reasons", b"tx_drop_reasons", "tx_drops", b"tx_drops", "tx_frames", b"tx_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from nestbed.v1 import container_pb2 as nestbed_dot_v1_dot_container__pb2
+from nestbed.v1 import traffic_pb2 as nestbed_dot_v1_dot_traffic__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14nestbed/v1/lan.proto\x12\nnestbed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anestbed/v1/container.proto\"R\n\tLanMember\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x1c\n\x03nic\x18\x03 \x01(\x0b\x32\x0f.nestbed.v1.Nic\"\x92\x02\n\x03Lan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06subnet\x18\x03 \x01(\t\x12\x0f\n\x07subnet6\x18\x04 \x01(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12+\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.nestbed.v1.Lan.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62ridge\x18\x08 \x01(\t\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.nestbed.v1.LanMember\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\x10\x43reateLanRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0f\n\x07subnet6\x18\x03 \x01(\t\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.nestbed.v1.CreateLanRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x11\x43reateLanResponse\x12\x1c\n\x03lan\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Lan\"\x1c\n\rGetLanRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\".\n\x0eGetLanResponse\x12\x1c\n\x03lan\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Lan\"\xaf\x01\n\x0fListLansRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x03(\x0b\x32\'.nestbed.v1.ListLansRequest.LabelsEntry\x12\r\n\x05names\x18\x04 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x10ListLansResponse\x12\x1d\n\x04lans\x18\x01 \x03(\x0b\x32\x0f.nestbed.v1.Lan\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x10\x44\x65leteLanRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteLanResponse\"H\n\x11\x43onnectLanRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12 \n\x03nic\x18\x02 \x01(\x0b\x32\x13.nestbed.v1.NicSpec\"2\n\x12\x43onnectLanResponse\x12\x1c\n\x03nic\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Nic\"C\n\x14\x44isconnectLanRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0b\n\x03lan\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\"\x17\n\x15\x44isconnectLanResponse2\xcb\x03\n\nLanService\x12H\n\tCreateLan\x12\x1c.nestbed.v1.CreateLanRequest\x1a\x1d.nestbed.v1.CreateLanResponse\x12?\n\x06GetLan\x12\x19.nestbed.v1.GetLanRequest\x1a\x1a.nestbed.v1.GetLanResponse\x12\x45\n\x08ListLans\x12\x1b.nestbed.v1.ListLansRequest\x1a\x1c.nestbed.v1.ListLansResponse\x12H\n\tDeleteLan\x12\x1c.nestbed.v1.DeleteLanRequest\x1a\x1d.nestbed.v1.DeleteLanResponse\x12K\n\nConnectLan\x12\x1d.nestbed.v1.ConnectLanRequest\x1a\x1e.nestbed.v1.ConnectLanResponse\x12T\n\rDisconnectLan\x12 .nestbed.v1.DisconnectLanRequest\x1a!.nestbed.v1.DisconnectLanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14nestbed/v1/lan.proto\x12\nnestbed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anestbed/v1/container.proto\x1a\x18nestbed/v1/traffic.proto\"R\n\tLanMember\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x1c\n\x03nic\x18\x03 \x01(\x0b\x32\x0f.nestbed.v1.Nic\"\x8d\x03\n\x03Lan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06subnet\x18\x03 \x01(\t\x12\x0f\n\x07subnet6\x18\x04 \x01(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12+\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.nestbed.v1.Lan.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62ridge\x18\x08 \x01(\t\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.nestbed.v1.LanMember\x12\r\n\x05group\x18\n \x01(\t\x12\r\n\x05peers\x18\x0b \x03(\t\x12\x0b\n\x03ttl\x18\x0c \x01(\r\x12\"\n\x05paths\x18\r \x03(\x0b\x32\x13.nestbed.v1.LanPath\x12*\n\nimpairment\x18\x0e \x01(\x0b\x32\x16.nestbed.v1.Impairment\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x07LanPath\x12\x10\n\x08underlay\x18\x01 \x01(\t\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.nestbed.v1.PathKind\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x85\x02\n\x10\x43reateLanRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0f\n\x07subnet6\x18\x03 \x01(\t\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.nestbed.v1.CreateLanRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\r\n\x05group\x18\x07 \x01(\t\x12\r\n\x05peers\x18\x08 \x03(\t\x12\x0b\n\x03ttl\x18\t \x01(\r\x12\r\n\x05local\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x11\x43reateLanResponse\x12\x1c\n\x03lan\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Lan\"\x1c\n\rGetLanRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\".\n\x0eGetLanResponse\x12\x1c\n\x03lan\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Lan\"\xaf\x01\n\x0fListLansRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x03(\x0b\x32\'.nestbed.v1.ListLansRequest.LabelsEntry\x12\r\n\x05names\x18\x04 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x10ListLansResponse\x12\x1d\n\x04lans\x18\x01 \x03(\x0b\x32\x0f.nestbed.v1.Lan\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x10\x44\x65leteLanRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteLanResponse\"H\n\x11\x43onnectLanRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12 \n\x03nic\x18\x02 \x01(\x0b\x32\x13.nestbed.v1.NicSpec\"2\n\x12\x43onnectLanResponse\x12\x1c\n\x03nic\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Nic\"C\n\x14\x44isconnectLanRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0b\n\x03lan\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\"\x17\n\x15\x44isconnectLanResponse\"\xda\x02\n\x08\x41\x63hieved\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0c\n\x04lost\x18\x04 \x01(\x04\x12\x12\n\nduplicated\x18\x05 \x01(\x04\x12\x11\n\tcorrupted\x18\x06 \x01(\x04\x12\x11\n\treordered\x18\x07 \x01(\x04\x12\x12\n\noverflowed\x18\x08 \x01(\x04\x12\x19\n\x0c\x64\x65lay_min_us\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rdelay_mean_us\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0c\x64\x65lay_p99_us\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08rate_bps\x18\x0c \x01(\x01H\x03\x88\x01\x01\x42\x0f\n\r_delay_min_usB\x10\n\x0e_delay_mean_usB\x0f\n\r_delay_p99_usB\x0b\n\t_rate_bps\"\xeb\x01\n\x0ePortImpairment\x12%\n\x06member\x18\x01 \x01(\x0b\x32\x15.nestbed.v1.LanMember\x12+\n\x0bin_force_to\x18\x02 \x01(\x0b\x32\x16.nestbed.v1.Impairment\x12-\n\rin_force_from\x18\x03 \x01(\x0b\x32\x16.nestbed.v1.Impairment\x12)\n\x0b\x61\x63hieved_to\x18\x04 \x01(\x0b\x32\x14.nestbed.v1.Achieved\x12+\n\rachieved_from\x18\x05 \x01(\x0b\x32\x14.nestbed.v1.Achieved\"X\n\rLanImpairment\x12\x1c\n\x03lan\x18\x01 \x01(\x0b\x32\x0f.nestbed.v1.Lan\x12)\n\x05ports\x18\x02 \x03(\x0b\x32\x1a.nestbed.v1.PortImpairment\"\x99\x01\n\x14SetImpairmentRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\x12(\n\tdirection\x18\x04 \x01(\x0e\x32\x15.nestbed.v1.Direction\x12*\n\nimpairment\x18\x05 \x01(\x0b\x32\x16.nestbed.v1.Impairment\"F\n\x15SetImpairmentResponse\x12-\n\nimpairment\x18\x01 \x01(\x0b\x32\x19.nestbed.v1.LanImpairment\"o\n\x16ResetImpairmentRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\x12(\n\tdirection\x18\x04 \x01(\x0e\x32\x15.nestbed.v1.Direction\"H\n\x17ResetImpairmentResponse\x12-\n\nimpairment\x18\x01 \x01(\x0b\x32\x19.nestbed.v1.LanImpairment\"E\n\x16ListImpairmentsRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\"I\n\x17ListImpairmentsResponse\x12.\n\x0bimpairments\x18\x01 \x03(\x0b\x32\x19.nestbed.v1.LanImpairment\"\x86\x01\n\x0cLanPortStats\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\x12\x1f\n\x02rx\x18\x04 \x01(\x0b\x32\x13.nestbed.v1.Traffic\x12\x1f\n\x02tx\x18\x05 \x01(\x0b\x32\x13.nestbed.v1.Traffic\"\xc1\x01\n\x08LanStats\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x08received\x18\x04 \x01(\x0b\x32\x13.nestbed.v1.Traffic\x12!\n\x04sent\x18\x05 \x01(\x0b\x32\x13.nestbed.v1.Traffic\x12\'\n\x05ports\x18\x06 \x03(\x0b\x32\x18.nestbed.v1.LanPortStats\"Q\n\x14WatchLanStatsRequest\x12\x0c\n\x04lans\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x15WatchLanStatsResponse\x12#\n\x05stats\x18\x01 \x03(\x0b\x32\x14.nestbed.v1.LanStats\"\xb1\x01\n\x0e\x43\x61ptureRequest\x12\x0b\n\x03lan\x18\x01 \x01(\t\x12\x11\n\tcontainer\x18\x02 \x01(\t\x12\x0b\n\x03nic\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x12\n\nsnap_bytes\x18\x05 \x01(\r\x12\r\n\x05\x63ount\x18\x06 \x01(\x04\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12+\n\x08\x64uration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x0f\x43\x61ptureResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*h\n\x08PathKind\x12\x19\n\x15PATH_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10PATH_KIND_KERNEL\x10\x01\x12\x17\n\x13PATH_KIND_USERSPACE\x10\x02\x12\x12\n\x0ePATH_KIND_DOWN\x10\x03*`\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x44IRECTION_TO\x10\x01\x12\x12\n\x0e\x44IRECTION_FROM\x10\x02\x12\x12\n\x0e\x44IRECTION_BOTH\x10\x03\x32\xf7\x06\n\nLanService\x12H\n\tCreateLan\x12\x1c.nestbed.v1.CreateLanRequest\x1a\x1d.nestbed.v1.CreateLanResponse\x12?\n\x06GetLan\x12\x19.nestbed.v1.GetLanRequest\x1a\x1a.nestbed.v1.GetLanResponse\x12\x45\n\x08ListLans\x12\x1b.nestbed.v1.ListLansRequest\x1a\x1c.nestbed.v1.ListLansResponse\x12H\n\tDeleteLan\x12\x1c.nestbed.v1.DeleteLanRequest\x1a\x1d.nestbed.v1.DeleteLanResponse\x12K\n\nConnectLan\x12\x1d.nestbed.v1.ConnectLanRequest\x1a\x1e.nestbed.v1.ConnectLanResponse\x12T\n\rDisconnectLan\x12 .nestbed.v1.DisconnectLanRequest\x1a!.nestbed.v1.DisconnectLanResponse\x12T\n\rSetImpairment\x12 .nestbed.v1.SetImpairmentRequest\x1a!.nestbed.v1.SetImpairmentResponse\x12Z\n\x0fResetImpairment\x12\".nestbed.v1.ResetImpairmentRequest\x1a#.nestbed.v1.ResetImpairmentResponse\x12Z\n\x0fListImpairments\x12\".nestbed.v1.ListImpairmentsRequest\x1a#.nestbed.v1.ListImpairmentsResponse\x12V\n\rWatchLanStats\x12 .nestbed.v1.WatchLanStatsRequest\x1a!.nestbed.v1.WatchLanStatsResponse0\x01\x12\x44\n\x07\x43\x61pture\x12\x1a.nestbed.v1.CaptureRequest\x1a\x1b.nestbed.v1.CaptureResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,40 +41,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATELANREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTLANSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTLANSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_LANMEMBER']._serialized_start=97
-  _globals['_LANMEMBER']._serialized_end=179
-  _globals['_LAN']._serialized_start=182
-  _globals['_LAN']._serialized_end=456
-  _globals['_LAN_LABELSENTRY']._serialized_start=411
-  _globals['_LAN_LABELSENTRY']._serialized_end=456
-  _globals['_CREATELANREQUEST']._serialized_start=459
-  _globals['_CREATELANREQUEST']._serialized_end=662
-  _globals['_CREATELANREQUEST_LABELSENTRY']._serialized_start=411
-  _globals['_CREATELANREQUEST_LABELSENTRY']._serialized_end=456
-  _globals['_CREATELANRESPONSE']._serialized_start=664
-  _globals['_CREATELANRESPONSE']._serialized_end=713
-  _globals['_GETLANREQUEST']._serialized_start=715
-  _globals['_GETLANREQUEST']._serialized_end=743
-  _globals['_GETLANRESPONSE']._serialized_start=745
-  _globals['_GETLANRESPONSE']._serialized_end=791
-  _globals['_LISTLANSREQUEST']._serialized_start=794
-  _globals['_LISTLANSREQUEST']._serialized_end=969
-  _globals['_LISTLANSREQUEST_LABELSENTRY']._serialized_start=411
-  _globals['_LISTLANSREQUEST_LABELSENTRY']._serialized_end=456
-  _globals['_LISTLANSRESPONSE']._serialized_start=971
-  _globals['_LISTLANSRESPONSE']._serialized_end=1045
-  _globals['_DELETELANREQUEST']._serialized_start=1047
-  _globals['_DELETELANREQUEST']._serialized_end=1078
-  _globals['_DELETELANRESPONSE']._serialized_start=1080
-  _globals['_DELETELANRESPONSE']._serialized_end=1099
-  _globals['_CONNECTLANREQUEST']._serialized_start=1101
-  _globals['_CONNECTLANREQUEST']._serialized_end=1173
-  _globals['_CONNECTLANRESPONSE']._serialized_start=1175
-  _globals['_CONNECTLANRESPONSE']._serialized_end=1225
-  _globals['_DISCONNECTLANREQUEST']._serialized_start=1227
-  _globals['_DISCONNECTLANREQUEST']._serialized_end=1294
-  _globals['_DISCONNECTLANRESPONSE']._serialized_start=1296
-  _globals['_DISCONNECTLANRESPONSE']._serialized_end=1319
-  _globals['_LANSERVICE']._serialized_start=1322
-  _globals['_LANSERVICE']._serialized_end=1781
+  _globals['_PATHKIND']._serialized_start=3570
+  _globals['_PATHKIND']._serialized_end=3674
+  _globals['_DIRECTION']._serialized_start=3676
+  _globals['_DIRECTION']._serialized_end=3772
+  _globals['_LANMEMBER']._serialized_start=155
+  _globals['_LANMEMBER']._serialized_end=237
+  _globals['_LAN']._serialized_start=240
+  _globals['_LAN']._serialized_end=637
+  _globals['_LAN_LABELSENTRY']._serialized_start=592
+  _globals['_LAN_LABELSENTRY']._serialized_end=637
+  _globals['_LANPATH']._serialized_start=639
+  _globals['_LANPATH']._serialized_end=718
+  _globals['_CREATELANREQUEST']._serialized_start=721
+  _globals['_CREATELANREQUEST']._serialized_end=982
+  _globals['_CREATELANREQUEST_LABELSENTRY']._serialized_start=592
+  _globals['_CREATELANREQUEST_LABELSENTRY']._serialized_end=637
+  _globals['_CREATELANRESPONSE']._serialized_start=984
+  _globals['_CREATELANRESPONSE']._serialized_end=1033
+  _globals['_GETLANREQUEST']._serialized_start=1035
+  _globals['_GETLANREQUEST']._serialized_end=1063
+  _globals['_GETLANRESPONSE']._serialized_start=1065
+  _globals['_GETLANRESPONSE']._serialized_end=1111
+  _globals['_LISTLANSREQUEST']._serialized_start=1114
+  _globals['_LISTLANSREQUEST']._serialized_end=1289
+  _globals['_LISTLANSREQUEST_LABELSENTRY']._serialized_start=592
+  _globals['_LISTLANSREQUEST_LABELSENTRY']._serialized_end=637
+  _globals['_LISTLANSRESPONSE']._serialized_start=1291
+  _globals['_LISTLANSRESPONSE']._serialized_end=1365
+  _globals['_DELETELANREQUEST']._serialized_start=1367
+  _globals['_DELETELANREQUEST']._serialized_end=1398
+  _globals['_DELETELANRESPONSE']._serialized_start=1400
+  _globals['_DELETELANRESPONSE']._serialized_end=1419
+  _globals['_CONNECTLANREQUEST']._serialized_start=1421
+  _globals['_CONNECTLANREQUEST']._serialized_end=1493
+  _globals['_CONNECTLANRESPONSE']._serialized_start=1495
+  _globals['_CONNECTLANRESPONSE']._serialized_end=1545
+  _globals['_DISCONNECTLANREQUEST']._serialized_start=1547
+  _globals['_DISCONNECTLANREQUEST']._serialized_end=1614
+  _globals['_DISCONNECTLANRESPONSE']._serialized_start=1616
+  _globals['_DISCONNECTLANRESPONSE']._serialized_end=1639
+  _globals['_ACHIEVED']._serialized_start=1642
+  _globals['_ACHIEVED']._serialized_end=1988
+  _globals['_PORTIMPAIRMENT']._serialized_start=1991
+  _globals['_PORTIMPAIRMENT']._serialized_end=2226
+  _globals['_LANIMPAIRMENT']._serialized_start=2228
+  _globals['_LANIMPAIRMENT']._serialized_end=2316
+  _globals['_SETIMPAIRMENTREQUEST']._serialized_start=2319
+  _globals['_SETIMPAIRMENTREQUEST']._serialized_end=2472
+  _globals['_SETIMPAIRMENTRESPONSE']._serialized_start=2474
+  _globals['_SETIMPAIRMENTRESPONSE']._serialized_end=2544
+  _globals['_RESETIMPAIRMENTREQUEST']._serialized_start=2546
+  _globals['_RESETIMPAIRMENTREQUEST']._serialized_end=2657
+  _globals['_RESETIMPAIRMENTRESPONSE']._serialized_start=2659
+  _globals['_RESETIMPAIRMENTRESPONSE']._serialized_end=2731
+  _globals['_LISTIMPAIRMENTSREQUEST']._serialized_start=2733
+  _globals['_LISTIMPAIRMENTSREQUEST']._serialized_end=2802
+  _globals['_LISTIMPAIRMENTSRESPONSE']._serialized_start=2804
+  _globals['_LISTIMPAIRMENTSRESPONSE']._serialized_end=2877
+  _globals['_LANPORTSTATS']._serialized_start=2880
+  _globals['_LANPORTSTATS']._serialized_end=3014
+  _globals['_LANSTATS']._serialized_start=3017
+  _globals['_LANSTATS']._serialized_end=3210
+  _globals['_WATCHLANSTATSREQUEST']._serialized_start=3212
+  _globals['_WATCHLANSTATSREQUEST']._serialized_end=3293
+  _globals['_WATCHLANSTATSRESPONSE']._serialized_start=3295
+  _globals['_WATCHLANSTATSRESPONSE']._serialized_end=3355
+  _globals['_CAPTUREREQUEST']._serialized_start=3358
+  _globals['_CAPTUREREQUEST']._serialized_end=3535
+  _globals['_CAPTURERESPONSE']._serialized_start=3537
+  _globals['_CAPTURERESPONSE']._serialized_end=3568
+  _globals['_LANSERVICE']._serialized_start=3775
+  _globals['_LANSERVICE']._serialized_end=4662
 # @@protoc_insertion_point(module_scope)

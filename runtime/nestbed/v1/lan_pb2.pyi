@@ -5,10 +5,13 @@ LANs: Ethernet segments that containers meet on."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from nestbed.v1 import container_pb2 as _container_pb2
+from nestbed.v1 import traffic_pb2 as _traffic_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +22,62 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PathKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PathKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PathKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PATH_KIND_UNSPECIFIED: _PathKind.ValueType  # 0
+    """Not given."""
+    PATH_KIND_KERNEL: _PathKind.ValueType  # 1
+    """In the kernel."""
+    PATH_KIND_USERSPACE: _PathKind.ValueType  # 2
+    """Through the relay process."""
+    PATH_KIND_DOWN: _PathKind.ValueType  # 3
+    """Not at all now."""
+
+class PathKind(_PathKind, metaclass=_PathKindEnumTypeWrapper):
+    """PathKind is how a LAN's frames get onto an underlay."""
+
+PATH_KIND_UNSPECIFIED: PathKind.ValueType  # 0
+"""Not given."""
+PATH_KIND_KERNEL: PathKind.ValueType  # 1
+"""In the kernel."""
+PATH_KIND_USERSPACE: PathKind.ValueType  # 2
+"""Through the relay process."""
+PATH_KIND_DOWN: PathKind.ValueType  # 3
+"""Not at all now."""
+Global___PathKind: _TypeAlias = PathKind  # noqa: Y015
+
+class _Direction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Direction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIRECTION_UNSPECIFIED: _Direction.ValueType  # 0
+    """The same as both."""
+    DIRECTION_TO: _Direction.ValueType  # 1
+    """Those to the container."""
+    DIRECTION_FROM: _Direction.ValueType  # 2
+    """Those from the container."""
+    DIRECTION_BOTH: _Direction.ValueType  # 3
+    """All."""
+
+class Direction(_Direction, metaclass=_DirectionEnumTypeWrapper):
+    """Direction says which frames of a port."""
+
+DIRECTION_UNSPECIFIED: Direction.ValueType  # 0
+"""The same as both."""
+DIRECTION_TO: Direction.ValueType  # 1
+"""Those to the container."""
+DIRECTION_FROM: Direction.ValueType  # 2
+"""Those from the container."""
+DIRECTION_BOTH: Direction.ValueType  # 3
+"""All."""
+Global___Direction: _TypeAlias = Direction  # noqa: Y015
 
 @_typing.final
 class LanMember(_message.Message):
@@ -87,6 +146,11 @@ class Lan(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     BRIDGE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    IMPAIRMENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique for ever."""
     name: _builtins.str
@@ -99,6 +163,10 @@ class Lan(_message.Message):
     """Largest packet in bytes."""
     bridge: _builtins.str
     """Its bridge on the node."""
+    group: _builtins.str
+    """Multicast group and port that carry it between machines, `239.1.2.3:5000`; empty if it stays on this one."""
+    ttl: _builtins.int
+    """TTL of the datagrams."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
@@ -110,6 +178,18 @@ class Lan(_message.Message):
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanMember]:
         """Its members."""
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses that datagrams go to instead of to the group."""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanPath]:
+        """How it uses each underlay now; empty if it stays on this machine."""
+
+    @_builtins.property
+    def impairment(self) -> _traffic_pb2.Impairment:
+        """What is done to frames between its members; absent is nothing."""
 
     def __init__(
         self,
@@ -123,14 +203,49 @@ class Lan(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         bridge: _builtins.str = ...,
         members: _abc.Iterable[Global___LanMember] | None = ...,
+        group: _builtins.str = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        ttl: _builtins.int = ...,
+        paths: _abc.Iterable[Global___LanPath] | None = ...,
+        impairment: _traffic_pb2.Impairment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "impairment", b"impairment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "id", b"id", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "subnet", b"subnet", "subnet6", b"subnet6"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "group", b"group", "id", b"id", "impairment", b"impairment", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "paths", b"paths", "peers", b"peers", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Lan: _TypeAlias = Lan  # noqa: Y015
+
+@_typing.final
+class LanPath(_message.Message):
+    """LanPath is how a LAN uses one underlay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNDERLAY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    underlay: _builtins.str
+    """The interface."""
+    kind: Global___PathKind.ValueType
+    """How frames get onto it."""
+    detail: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        underlay: _builtins.str = ...,
+        kind: Global___PathKind.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "kind", b"kind", "underlay", b"underlay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanPath: _TypeAlias = LanPath  # noqa: Y015
 
 @_typing.final
 class CreateLanRequest(_message.Message):
@@ -164,6 +279,10 @@ class CreateLanRequest(_message.Message):
     MTU_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`."""
     subnet: _builtins.str
@@ -174,9 +293,21 @@ class CreateLanRequest(_message.Message):
     """Largest packet in bytes; 1500 if 0."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    group: _builtins.str
+    """Multicast group and port that carry it between machines, `239.1.2.3:5000`: nodes that name the same one share the LAN. If empty, on a
+    node with underlays, one that is derived from the LAN's id.
+    """
+    ttl: _builtins.int
+    """TTL of the datagrams; 1 if 0."""
+    local: _builtins.bool
+    """Whether it stays on this machine."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IPv4 addresses of nodes that datagrams go to, for underlays without multicast."""
 
     def __init__(
         self,
@@ -187,10 +318,14 @@ class CreateLanRequest(_message.Message):
         mtu: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        group: _builtins.str = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        ttl: _builtins.int = ...,
+        local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "mtu", b"mtu", "name", b"name", "request_id", b"request_id", "subnet", b"subnet", "subnet6", b"subnet6"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "labels", b"labels", "local", b"local", "mtu", b"mtu", "name", b"name", "peers", b"peers", "request_id", b"request_id", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,3 +624,560 @@ class DisconnectLanResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DisconnectLanResponse: _TypeAlias = DisconnectLanResponse  # noqa: Y015
+
+@_typing.final
+class Achieved(_message.Message):
+    """Achieved is what an impaired direction did since it was set. An absent figure is one that has not been measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    DUPLICATED_FIELD_NUMBER: _builtins.int
+    CORRUPTED_FIELD_NUMBER: _builtins.int
+    REORDERED_FIELD_NUMBER: _builtins.int
+    OVERFLOWED_FIELD_NUMBER: _builtins.int
+    DELAY_MIN_US_FIELD_NUMBER: _builtins.int
+    DELAY_MEAN_US_FIELD_NUMBER: _builtins.int
+    DELAY_P99_US_FIELD_NUMBER: _builtins.int
+    RATE_BPS_FIELD_NUMBER: _builtins.int
+    frames: _builtins.int
+    """Frames that came in."""
+    bytes: _builtins.int
+    """Bytes that came in."""
+    lost: _builtins.int
+    """Frames lost as asked for."""
+    duplicated: _builtins.int
+    """Frames that went out twice."""
+    corrupted: _builtins.int
+    """Frames in which a bit was changed."""
+    reordered: _builtins.int
+    """Frames that overtook others."""
+    overflowed: _builtins.int
+    """Frames dropped because too many waited."""
+    delay_min_us: _builtins.float
+    """The shortest delay in microseconds."""
+    delay_mean_us: _builtins.float
+    """The mean delay in microseconds."""
+    delay_p99_us: _builtins.float
+    """The delay that 99 of 100 frames stayed below, in microseconds."""
+    rate_bps: _builtins.float
+    """Bits per second that went out."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it was set."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        frames: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        duplicated: _builtins.int = ...,
+        corrupted: _builtins.int = ...,
+        reordered: _builtins.int = ...,
+        overflowed: _builtins.int = ...,
+        delay_min_us: _builtins.float | None = ...,
+        delay_mean_us: _builtins.float | None = ...,
+        delay_p99_us: _builtins.float | None = ...,
+        rate_bps: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_mean_us", b"_delay_mean_us", "_delay_min_us", b"_delay_min_us", "_delay_p99_us", b"_delay_p99_us", "_rate_bps", b"_rate_bps", "delay_mean_us", b"delay_mean_us", "delay_min_us", b"delay_min_us", "delay_p99_us", b"delay_p99_us", "rate_bps", b"rate_bps", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_mean_us", b"_delay_mean_us", "_delay_min_us", b"_delay_min_us", "_delay_p99_us", b"_delay_p99_us", "_rate_bps", b"_rate_bps", "bytes", b"bytes", "corrupted", b"corrupted", "delay_mean_us", b"delay_mean_us", "delay_min_us", b"delay_min_us", "delay_p99_us", b"delay_p99_us", "duplicated", b"duplicated", "frames", b"frames", "lost", b"lost", "overflowed", b"overflowed", "rate_bps", b"rate_bps", "reordered", b"reordered", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delay_mean_us: _TypeAlias = _typing.Literal["delay_mean_us"]  # noqa: Y015
+    _WhichOneofArgType__delay_mean_us: _TypeAlias = _typing.Literal["_delay_mean_us", b"_delay_mean_us"]  # noqa: Y015
+    _WhichOneofReturnType__delay_min_us: _TypeAlias = _typing.Literal["delay_min_us"]  # noqa: Y015
+    _WhichOneofArgType__delay_min_us: _TypeAlias = _typing.Literal["_delay_min_us", b"_delay_min_us"]  # noqa: Y015
+    _WhichOneofReturnType__delay_p99_us: _TypeAlias = _typing.Literal["delay_p99_us"]  # noqa: Y015
+    _WhichOneofArgType__delay_p99_us: _TypeAlias = _typing.Literal["_delay_p99_us", b"_delay_p99_us"]  # noqa: Y015
+    _WhichOneofReturnType__rate_bps: _TypeAlias = _typing.Literal["rate_bps"]  # noqa: Y015
+    _WhichOneofArgType__rate_bps: _TypeAlias = _typing.Literal["_rate_bps", b"_rate_bps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_mean_us) -> _WhichOneofReturnType__delay_mean_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_min_us) -> _WhichOneofReturnType__delay_min_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_p99_us) -> _WhichOneofReturnType__delay_p99_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_bps) -> _WhichOneofReturnType__rate_bps | None: ...
+
+Global___Achieved: _TypeAlias = Achieved  # noqa: Y015
+
+@_typing.final
+class PortImpairment(_message.Message):
+    """PortImpairment is what is in force on one member's port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    IN_FORCE_TO_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FROM_FIELD_NUMBER: _builtins.int
+    ACHIEVED_TO_FIELD_NUMBER: _builtins.int
+    ACHIEVED_FROM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def member(self) -> Global___LanMember:
+        """The member; `member.nic` holds what was asked for on the port itself."""
+
+    @_builtins.property
+    def in_force_to(self) -> _traffic_pb2.Impairment:
+        """In force on frames to the container: the LAN's share and the port's own together."""
+
+    @_builtins.property
+    def in_force_from(self) -> _traffic_pb2.Impairment:
+        """In force on frames from the container."""
+
+    @_builtins.property
+    def achieved_to(self) -> Global___Achieved:
+        """What came of `in_force_to`; absent if that is nothing."""
+
+    @_builtins.property
+    def achieved_from(self) -> Global___Achieved:
+        """What came of `in_force_from`; absent if that is nothing."""
+
+    def __init__(
+        self,
+        *,
+        member: Global___LanMember | None = ...,
+        in_force_to: _traffic_pb2.Impairment | None = ...,
+        in_force_from: _traffic_pb2.Impairment | None = ...,
+        achieved_to: Global___Achieved | None = ...,
+        achieved_from: Global___Achieved | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["achieved_from", b"achieved_from", "achieved_to", b"achieved_to", "in_force_from", b"in_force_from", "in_force_to", b"in_force_to", "member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["achieved_from", b"achieved_from", "achieved_to", b"achieved_to", "in_force_from", b"in_force_from", "in_force_to", b"in_force_to", "member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortImpairment: _TypeAlias = PortImpairment  # noqa: Y015
+
+@_typing.final
+class LanImpairment(_message.Message):
+    """LanImpairment is what is in force on a LAN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lan(self) -> Global___Lan:
+        """The LAN; `lan.impairment` holds what was asked for on the LAN as a whole."""
+
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortImpairment]:
+        """Its members' ports."""
+
+    def __init__(
+        self,
+        *,
+        lan: Global___Lan | None = ...,
+        ports: _abc.Iterable[Global___PortImpairment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan", "ports", b"ports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanImpairment: _TypeAlias = LanImpairment  # noqa: Y015
+
+@_typing.final
+class SetImpairmentRequest(_message.Message):
+    """SetImpairmentRequest asks for a change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    IMPAIRMENT_FIELD_NUMBER: _builtins.int
+    lan: _builtins.str
+    """Id or name of the LAN."""
+    container: _builtins.str
+    """Only the ports of this container; the LAN as a whole if empty."""
+    nic: _builtins.str
+    """Only the port of the container's NIC of this name; all its NICs on the LAN if empty."""
+    direction: Global___Direction.ValueType
+    """Which frames of the ports; for the LAN as a whole it is not given."""
+    @_builtins.property
+    def impairment(self) -> _traffic_pb2.Impairment:
+        """What changes."""
+
+    def __init__(
+        self,
+        *,
+        lan: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        direction: Global___Direction.ValueType = ...,
+        impairment: _traffic_pb2.Impairment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impairment", b"impairment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "direction", b"direction", "impairment", b"impairment", "lan", b"lan", "nic", b"nic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetImpairmentRequest: _TypeAlias = SetImpairmentRequest  # noqa: Y015
+
+@_typing.final
+class SetImpairmentResponse(_message.Message):
+    """SetImpairmentResponse tells what is in force now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPAIRMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def impairment(self) -> Global___LanImpairment:
+        """The LAN and the ports that the request named."""
+
+    def __init__(
+        self,
+        *,
+        impairment: Global___LanImpairment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impairment", b"impairment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["impairment", b"impairment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetImpairmentResponse: _TypeAlias = SetImpairmentResponse  # noqa: Y015
+
+@_typing.final
+class ResetImpairmentRequest(_message.Message):
+    """ResetImpairmentRequest says where impairments are taken off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    lan: _builtins.str
+    """Id or name of the LAN."""
+    container: _builtins.str
+    """Only those of the ports of this container; those of the LAN and of all its ports if empty."""
+    nic: _builtins.str
+    """Only the port of the container's NIC of this name."""
+    direction: Global___Direction.ValueType
+    """Which frames of the ports."""
+    def __init__(
+        self,
+        *,
+        lan: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        direction: Global___Direction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "direction", b"direction", "lan", b"lan", "nic", b"nic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetImpairmentRequest: _TypeAlias = ResetImpairmentRequest  # noqa: Y015
+
+@_typing.final
+class ResetImpairmentResponse(_message.Message):
+    """ResetImpairmentResponse tells what is in force now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPAIRMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def impairment(self) -> Global___LanImpairment:
+        """The LAN and the ports that the request named."""
+
+    def __init__(
+        self,
+        *,
+        impairment: Global___LanImpairment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impairment", b"impairment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["impairment", b"impairment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetImpairmentResponse: _TypeAlias = ResetImpairmentResponse  # noqa: Y015
+
+@_typing.final
+class ListImpairmentsRequest(_message.Message):
+    """ListImpairmentsRequest selects LANs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    lan: _builtins.str
+    """Id or name of the LAN; all LANs if empty."""
+    container: _builtins.str
+    """Only the ports of this container."""
+    nic: _builtins.str
+    """Only the port of the container's NIC of this name."""
+    def __init__(
+        self,
+        *,
+        lan: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "lan", b"lan", "nic", b"nic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImpairmentsRequest: _TypeAlias = ListImpairmentsRequest  # noqa: Y015
+
+@_typing.final
+class ListImpairmentsResponse(_message.Message):
+    """ListImpairmentsResponse tells what is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPAIRMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def impairments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanImpairment]:
+        """One per LAN."""
+
+    def __init__(
+        self,
+        *,
+        impairments: _abc.Iterable[Global___LanImpairment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["impairments", b"impairments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImpairmentsResponse: _TypeAlias = ListImpairmentsResponse  # noqa: Y015
+
+@_typing.final
+class LanPortStats(_message.Message):
+    """LanPortStats are the counters of one member's port, seen from inside the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    RX_FIELD_NUMBER: _builtins.int
+    TX_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    """The container's id."""
+    container: _builtins.str
+    """The container's name."""
+    nic: _builtins.str
+    """Name of the interface inside."""
+    @_builtins.property
+    def rx(self) -> _traffic_pb2.Traffic:
+        """What went to the container."""
+
+    @_builtins.property
+    def tx(self) -> _traffic_pb2.Traffic:
+        """What came from the container."""
+
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        rx: _traffic_pb2.Traffic | None = ...,
+        tx: _traffic_pb2.Traffic | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rx", b"rx", "tx", b"tx"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "container_id", b"container_id", "nic", b"nic", "rx", b"rx", "tx", b"tx"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanPortStats: _TypeAlias = LanPortStats  # noqa: Y015
+
+@_typing.final
+class LanStats(_message.Message):
+    """LanStats are the counters of one LAN at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The LAN's id."""
+    name: _builtins.str
+    """The LAN's name."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When they were read."""
+
+    @_builtins.property
+    def received(self) -> _traffic_pb2.Traffic:
+        """What came from other machines."""
+
+    @_builtins.property
+    def sent(self) -> _traffic_pb2.Traffic:
+        """What went to other machines."""
+
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanPortStats]:
+        """Its members' ports."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        received: _traffic_pb2.Traffic | None = ...,
+        sent: _traffic_pb2.Traffic | None = ...,
+        ports: _abc.Iterable[Global___LanPortStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "sent", b"sent", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "ports", b"ports", "received", b"received", "sent", b"sent", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LanStats: _TypeAlias = LanStats  # noqa: Y015
+
+@_typing.final
+class WatchLanStatsRequest(_message.Message):
+    """WatchLanStatsRequest selects LANs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANS_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lans(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids, names or globs; empty is all."""
+
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Time between responses, 0.1 s at least; absent is one response only."""
+
+    def __init__(
+        self,
+        *,
+        lans: _abc.Iterable[_builtins.str] | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "lans", b"lans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchLanStatsRequest: _TypeAlias = WatchLanStatsRequest  # noqa: Y015
+
+@_typing.final
+class WatchLanStatsResponse(_message.Message):
+    """WatchLanStatsResponse holds one reading of each LAN's counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanStats]:
+        """One per LAN."""
+
+    def __init__(
+        self,
+        *,
+        stats: _abc.Iterable[Global___LanStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchLanStatsResponse: _TypeAlias = WatchLanStatsResponse  # noqa: Y015
+
+@_typing.final
+class CaptureRequest(_message.Message):
+    """CaptureRequest says what to capture. Each bound that is 0 is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SNAP_BYTES_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    lan: _builtins.str
+    """Id or name of a LAN; or empty, with `container`."""
+    container: _builtins.str
+    """Id, name, or unique prefix of an id of a container, whose NIC is captured."""
+    nic: _builtins.str
+    """Name of the NIC inside; may be empty if the container has one NIC."""
+    filter: _builtins.str
+    """pcap filter expression (pcap-filter(7)); empty is every frame."""
+    snap_bytes: _builtins.int
+    """Bytes of each frame that are kept."""
+    count: _builtins.int
+    """Frames after which it ends."""
+    size_bytes: _builtins.int
+    """Bytes of the file after which it ends."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Time after which it ends."""
+
+    def __init__(
+        self,
+        *,
+        lan: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        snap_bytes: _builtins.int = ...,
+        count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "count", b"count", "duration", b"duration", "filter", b"filter", "lan", b"lan", "nic", b"nic", "size_bytes", b"size_bytes", "snap_bytes", b"snap_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureRequest: _TypeAlias = CaptureRequest  # noqa: Y015
+
+@_typing.final
+class CaptureResponse(_message.Message):
+    """CaptureResponse is the next piece of the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Bytes of the pcapng file."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureResponse: _TypeAlias = CaptureResponse  # noqa: Y015

@@ -65,6 +65,31 @@ class LanServiceStub:
                 request_serializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.FromString,
                 _registered_method=True)
+        self.SetImpairment = channel.unary_unary(
+                '/nestbed.v1.LanService/SetImpairment',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.SetImpairmentRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.SetImpairmentResponse.FromString,
+                _registered_method=True)
+        self.ResetImpairment = channel.unary_unary(
+                '/nestbed.v1.LanService/ResetImpairment',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.ResetImpairmentRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.ResetImpairmentResponse.FromString,
+                _registered_method=True)
+        self.ListImpairments = channel.unary_unary(
+                '/nestbed.v1.LanService/ListImpairments',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.ListImpairmentsRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.ListImpairmentsResponse.FromString,
+                _registered_method=True)
+        self.WatchLanStats = channel.unary_stream(
+                '/nestbed.v1.LanService/WatchLanStats',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.WatchLanStatsRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.WatchLanStatsResponse.FromString,
+                _registered_method=True)
+        self.Capture = channel.unary_stream(
+                '/nestbed.v1.LanService/Capture',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.CaptureRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.CaptureResponse.FromString,
+                _registered_method=True)
 
 
 class LanServiceServicer:
@@ -113,6 +138,41 @@ class LanServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetImpairment(self, request, context):
+        """SetImpairment changes what is done to the frames of a LAN or of one member's port; what is not named stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetImpairment(self, request, context):
+        """ResetImpairment takes impairments off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImpairments(self, request, context):
+        """ListImpairments tells what is in force, and what came of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLanStats(self, request, context):
+        """WatchLanStats gives the counters of LANs, once or at intervals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Capture(self, request, context):
+        """Capture streams the frames of a LAN or of one member's port as a pcapng file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LanServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +205,31 @@ def add_LanServiceServicer_to_server(servicer, server):
                     servicer.DisconnectLan,
                     request_deserializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.SerializeToString,
+            ),
+            'SetImpairment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetImpairment,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.SetImpairmentRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.SetImpairmentResponse.SerializeToString,
+            ),
+            'ResetImpairment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetImpairment,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.ResetImpairmentRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.ResetImpairmentResponse.SerializeToString,
+            ),
+            'ListImpairments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImpairments,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.ListImpairmentsRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.ListImpairmentsResponse.SerializeToString,
+            ),
+            'WatchLanStats': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLanStats,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.WatchLanStatsRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.WatchLanStatsResponse.SerializeToString,
+            ),
+            'Capture': grpc.unary_stream_rpc_method_handler(
+                    servicer.Capture,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.CaptureRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.CaptureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +395,141 @@ class LanService:
             '/nestbed.v1.LanService/DisconnectLan',
             nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.SerializeToString,
             nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetImpairment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.LanService/SetImpairment',
+            nestbed_dot_v1_dot_lan__pb2.SetImpairmentRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.SetImpairmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetImpairment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.LanService/ResetImpairment',
+            nestbed_dot_v1_dot_lan__pb2.ResetImpairmentRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.ResetImpairmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImpairments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.LanService/ListImpairments',
+            nestbed_dot_v1_dot_lan__pb2.ListImpairmentsRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.ListImpairmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLanStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nestbed.v1.LanService/WatchLanStats',
+            nestbed_dot_v1_dot_lan__pb2.WatchLanStatsRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.WatchLanStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Capture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nestbed.v1.LanService/Capture',
+            nestbed_dot_v1_dot_lan__pb2.CaptureRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.CaptureResponse.FromString,
             options,
             channel_credentials,
             insecure,

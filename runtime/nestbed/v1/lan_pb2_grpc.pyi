@@ -28,6 +28,16 @@ class LanServiceStub:
     """ConnectLan gives a container, running or not, a NIC on the LAN."""
     DisconnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DisconnectLanRequest, _lan_pb2.DisconnectLanResponse]
     """DisconnectLan takes a container's NICs on the LAN away."""
+    SetImpairment: _aio.UnaryUnaryMultiCallable[_lan_pb2.SetImpairmentRequest, _lan_pb2.SetImpairmentResponse]
+    """SetImpairment changes what is done to the frames of a LAN or of one member's port; what is not named stays."""
+    ResetImpairment: _aio.UnaryUnaryMultiCallable[_lan_pb2.ResetImpairmentRequest, _lan_pb2.ResetImpairmentResponse]
+    """ResetImpairment takes impairments off."""
+    ListImpairments: _aio.UnaryUnaryMultiCallable[_lan_pb2.ListImpairmentsRequest, _lan_pb2.ListImpairmentsResponse]
+    """ListImpairments tells what is in force, and what came of it."""
+    WatchLanStats: _aio.UnaryStreamMultiCallable[_lan_pb2.WatchLanStatsRequest, _lan_pb2.WatchLanStatsResponse]
+    """WatchLanStats gives the counters of LANs, once or at intervals."""
+    Capture: _aio.UnaryStreamMultiCallable[_lan_pb2.CaptureRequest, _lan_pb2.CaptureResponse]
+    """Capture streams the frames of a LAN or of one member's port as a pcapng file."""
 
 class LanServiceServicer(metaclass=_abc_1.ABCMeta):
     """LanService makes LANs and connects containers to them. `lan` fields take an id or a name."""
@@ -79,5 +89,45 @@ class LanServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_lan_pb2.DisconnectLanRequest, _abc.Awaitable[_lan_pb2.DisconnectLanResponse]],
     ) -> _abc.Awaitable[_lan_pb2.DisconnectLanResponse]:
         """DisconnectLan takes a container's NICs on the LAN away."""
+
+    @_abc_1.abstractmethod
+    def SetImpairment(
+        self,
+        request: _lan_pb2.SetImpairmentRequest,
+        context: _aio.ServicerContext[_lan_pb2.SetImpairmentRequest, _abc.Awaitable[_lan_pb2.SetImpairmentResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.SetImpairmentResponse]:
+        """SetImpairment changes what is done to the frames of a LAN or of one member's port; what is not named stays."""
+
+    @_abc_1.abstractmethod
+    def ResetImpairment(
+        self,
+        request: _lan_pb2.ResetImpairmentRequest,
+        context: _aio.ServicerContext[_lan_pb2.ResetImpairmentRequest, _abc.Awaitable[_lan_pb2.ResetImpairmentResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.ResetImpairmentResponse]:
+        """ResetImpairment takes impairments off."""
+
+    @_abc_1.abstractmethod
+    def ListImpairments(
+        self,
+        request: _lan_pb2.ListImpairmentsRequest,
+        context: _aio.ServicerContext[_lan_pb2.ListImpairmentsRequest, _abc.Awaitable[_lan_pb2.ListImpairmentsResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.ListImpairmentsResponse]:
+        """ListImpairments tells what is in force, and what came of it."""
+
+    @_abc_1.abstractmethod
+    def WatchLanStats(
+        self,
+        request: _lan_pb2.WatchLanStatsRequest,
+        context: _aio.ServicerContext[_lan_pb2.WatchLanStatsRequest, _abc.AsyncIterator[_lan_pb2.WatchLanStatsResponse]],
+    ) -> _abc.AsyncIterator[_lan_pb2.WatchLanStatsResponse]:
+        """WatchLanStats gives the counters of LANs, once or at intervals."""
+
+    @_abc_1.abstractmethod
+    def Capture(
+        self,
+        request: _lan_pb2.CaptureRequest,
+        context: _aio.ServicerContext[_lan_pb2.CaptureRequest, _abc.AsyncIterator[_lan_pb2.CaptureResponse]],
+    ) -> _abc.AsyncIterator[_lan_pb2.CaptureResponse]:
+        """Capture streams the frames of a LAN or of one member's port as a pcapng file."""
 
 def add_LanServiceServicer_to_server(servicer: LanServiceServicer, server: _aio.Server) -> None: ...

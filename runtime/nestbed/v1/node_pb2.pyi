@@ -74,6 +74,7 @@ class NodeInfo(_message.Message):
     ABILITIES_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    UNDERLAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the node."""
     version: _builtins.str
@@ -110,6 +111,10 @@ class NodeInfo(_message.Message):
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of container that can be run here."""
 
+    @_builtins.property
+    def underlays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Interfaces that carry LANs to other machines."""
+
     def __init__(
         self,
         *,
@@ -128,10 +133,11 @@ class NodeInfo(_message.Message):
         abilities: _abc.Iterable[Global___Ability] | None = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
         role: _builtins.str = ...,
+        underlays: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "containers", b"containers", "containers_running", b"containers_running", "cpus", b"cpus", "id", b"id", "kernel", b"kernel", "kinds", b"kinds", "lans", b"lans", "memory_bytes", b"memory_bytes", "name", b"name", "role", b"role", "run_dir", b"run_dir", "start_time", b"start_time", "state_dir", b"state_dir", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "containers", b"containers", "containers_running", b"containers_running", "cpus", b"cpus", "id", b"id", "kernel", b"kernel", "kinds", b"kinds", "lans", b"lans", "memory_bytes", b"memory_bytes", "name", b"name", "role", b"role", "run_dir", b"run_dir", "start_time", b"start_time", "state_dir", b"state_dir", "underlays", b"underlays", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,3 +388,42 @@ class AuditResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditResponse: _TypeAlias = AuditResponse  # noqa: Y015
+
+@_typing.final
+class GetMetricsRequest(_message.Message):
+    """GetMetricsRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricsRequest: _TypeAlias = GetMetricsRequest  # noqa: Y015
+
+@_typing.final
+class GetMetricsResponse(_message.Message):
+    """GetMetricsResponse holds the metrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text of version 0.0.4 of the exposition format, UTF-8."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricsResponse: _TypeAlias = GetMetricsResponse  # noqa: Y015

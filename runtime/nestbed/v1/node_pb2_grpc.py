@@ -50,6 +50,11 @@ class NodeServiceStub:
                 request_serializer=nestbed_dot_v1_dot_node__pb2.AuditRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_node__pb2.AuditResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/nestbed.v1.NodeService/GetMetrics',
+                request_serializer=nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -77,6 +82,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=nestbed_dot_v1_dot_node__pb2.AuditRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_node__pb2.AuditResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class NodeService:
             '/nestbed.v1.NodeService/Audit',
             nestbed_dot_v1_dot_node__pb2.AuditRequest.SerializeToString,
             nestbed_dot_v1_dot_node__pb2.AuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.NodeService/GetMetrics',
+            nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.SerializeToString,
+            nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,8 @@ class NodeServiceStub:
     """WatchEvents streams what happens from now on, or from a past event on."""
     Audit: _aio.UnaryUnaryMultiCallable[_node_pb2.AuditRequest, _node_pb2.AuditResponse]
     """Audit compares records with the kernel; it changes nothing."""
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_node_pb2.GetMetricsRequest, _node_pb2.GetMetricsResponse]
+    """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """NodeService tells about the machine that runs nestbedd."""
@@ -49,5 +51,13 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_node_pb2.AuditRequest, _abc.Awaitable[_node_pb2.AuditResponse]],
     ) -> _abc.Awaitable[_node_pb2.AuditResponse]:
         """Audit compares records with the kernel; it changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _node_pb2.GetMetricsRequest,
+        context: _aio.ServicerContext[_node_pb2.GetMetricsRequest, _abc.Awaitable[_node_pb2.GetMetricsResponse]],
+    ) -> _abc.Awaitable[_node_pb2.GetMetricsResponse]:
+        """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _aio.Server) -> None: ...

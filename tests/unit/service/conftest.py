@@ -18,7 +18,8 @@ from nestbed.node.rundir import RunDirectory
 from nestbed.service.admission import Admission
 from nestbed.service.authorize import Caller, Role
 from nestbed.service.server import ADMIN_SOCKET, OPERATOR_SOCKET, Server, serving
-from nestbed.testing.fake import FakeKernel, FakePlane, FakeRuntime
+from nestbed.testing.fake import FakeKernel, FakeRuntime
+from nestbed.testing.fake_plane import FakePlane
 from nestbed.v1 import container_pb2 as api
 
 

@@ -19,7 +19,8 @@ from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.service.authorize import Caller, Role
 from nestbed.service.server import Server
-from nestbed.testing.fake import FakeKernel, FakePlane, FakeRuntime
+from nestbed.testing.fake import FakeKernel, FakeRuntime
+from nestbed.testing.fake_plane import FakePlane
 from nestbed.v1 import container_pb2, lan_pb2, node_pb2
 
 CALL_SECONDS = 0.05

@@ -1,0 +1,85 @@
+"""What passes on LANs: counters of LANs and of containers' NICs, and captures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from nestbed.errors import InvalidArgument, NotFound, shown
+from nestbed.model import CaptureRequest, LanStats, Nic, PortStats, Stats
+from nestbed.node.parts import Parts
+from nestbed.node.registry import Held
+from nestbed.node.segment import Segment
+
+
+async def lan_stats(parts: Parts, segments: Sequence[Segment]) -> list[LanStats]:
+    """The counters of these LANs and of their members' ports."""
+    counters = await parts.plane.counters([segment.lan for segment in segments])
+    members = [segment.members for segment in segments]
+    ports = await parts.plane.port_counters([member.nic.port for group in members for member in group])
+    at = time.time()
+    return [
+        LanStats(at, segment.lan, counted, tuple((member, ports[member.nic.port]) for member in group if member.nic.port in ports))
+        for segment, counted, group in zip(segments, counters, members, strict=True)
+    ]
+
+
+async def add_classes(parts: Parts, nics: Sequence[Nic], used: Stats) -> Stats:
+    """``used``, of the container with these NICs, with what the LAN plane tells of each."""
+    counted = await parts.plane.port_counters([nic.port for nic in nics])
+    by_name = {nic.name: counted[nic.port] for nic in nics if nic.port in counted}
+    if not by_name:
+        return used
+    return dataclasses.replace(
+        used,
+        nics=tuple(
+            dataclasses.replace(
+                each,
+                rx_classes=port.rx.classes,
+                tx_classes=port.tx.classes,
+                rx_drop_reasons=port.rx.drops,
+                tx_drop_reasons=port.tx.drops,
+            )
+            for each in used.nics
+            for port in (by_name.get(each.name, PortStats("")),)
+        ),
+    )
+
+
+async def capture_lan(parts: Parts, segment: Segment, request: CaptureRequest) -> AsyncIterator[bytes]:
+    """A pcapng file of the LAN's frames; see ``LanPlane.capture``."""
+    return await parts.plane.capture(segment.lan.bridge, segment.lan.name, request)
+
+
+async def capture_nic(parts: Parts, held: Held, nic_name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+    """A pcapng file of the frames of a container's NIC, called ``CONTAINER:NIC`` in it."""
+    nic = find_nic(held, nic_name)
+    return await parts.plane.capture(nic.port, f"{held.spec.name}:{nic.name}", request)
+
+
+def find_nic(held: Held, name: str) -> Nic:
+    """The container's NIC of that name, or its only one if that is empty.
+
+    Raises:
+        NotFound: it has none (reason NIC_NOT_FOUND). InvalidArgument: it has several and no name is given (reason AMBIGUOUS).
+    """
+    nics = [nic for nic in held.spec.nics if name in ("", nic.name)]
+    if not nics:
+        raise NotFound(
+            f"container {held.spec.name} has no NIC {shown(name)}" if name else f"container {held.spec.name} has no NIC",
+            reason="NIC_NOT_FOUND",
+            remedy=f"see `nbctl inspect {held.spec.name}`",
+            container=held.spec.name,
+            nic=shown(name),
+        )
+    if len(nics) > 1:
+        names = ", ".join(nic.name for nic in nics)
+        raise InvalidArgument(
+            f"container {held.spec.name} has several NICs: {names}",
+            reason="AMBIGUOUS",
+            remedy=f"name one: {held.spec.name}:{nics[0].name}",
+            container=held.spec.name,
+            nics=names,
+        )
+    return nics[0]

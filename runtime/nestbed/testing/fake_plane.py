@@ -1,0 +1,105 @@
+"""A LAN plane in memory, for tests of everything above it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+
+from nestbed.model import (
+    NO_IMPAIRMENT,
+    Ability,
+    Achieved,
+    CaptureRequest,
+    Impairment,
+    Lan,
+    LanCounters,
+    LanPath,
+    Nic,
+    PathKind,
+    PortStats,
+    Underlay,
+)
+from nestbed.runtime import Leftover, PlaneListener
+from nestbed.testing.fake import FakeKernel
+
+
+class FakePlane:
+    """``nestbed.lan.plane.LanPlane`` in memory. ``found`` are its underlays; tests replace them, and call ``listener``."""
+
+    def __init__(self, kernel: FakeKernel | None = None, underlays: Sequence[Underlay] = ()) -> None:
+        self.kernel = kernel or FakeKernel()
+        self.found = tuple(underlays)
+        self.listener: PlaneListener | None = None
+        self.impaired: dict[str, tuple[Impairment, Impairment]] = {}
+
+    async def open(self, listener: PlaneListener) -> None:
+        self.listener = listener
+
+    async def aclose(self) -> None:
+        self.listener = None
+
+    def underlays(self) -> Sequence[Underlay]:
+        return self.found
+
+    async def create(self, lan: Lan) -> None:
+        self.kernel.check("bridge")
+        self.kernel.bridges[lan.bridge] = lan.id
+
+    async def ensure(self, lan: Lan) -> None:
+        self.kernel.bridges[lan.bridge] = lan.id
+
+    async def delete(self, lan: Lan) -> None:
+        self.kernel.check("bridge")
+        self.kernel.bridges.pop(lan.bridge, None)
+
+    async def sweep(self, lans: Collection[Lan]) -> None:
+        recorded = {lan.id for lan in lans}
+        self.kernel.bridges = {name: lan_id for name, lan_id in self.kernel.bridges.items() if lan_id in recorded}
+
+    async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:
+        recorded = {lan.bridge for lan in lans}
+        extra = [Leftover("extra", "link", name) for name in self.kernel.bridges if name not in recorded]
+        return [*extra, *(Leftover("missing", "link", name) for name in recorded if name not in self.kernel.bridges)]
+
+    def abilities(self) -> Sequence[Ability]:
+        return []
+
+    def paths(self, lan: Lan) -> Sequence[LanPath]:
+        if not lan.is_relayed:
+            return ()
+        return [LanPath(one.name, PathKind.KERNEL if one.exists and one.is_up else PathKind.DOWN) for one in self.found]
+
+    def port_added(self, nic: Nic) -> None:
+        pass
+
+    def port_gone(self, nic: Nic) -> None:
+        pass
+
+    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
+        self.kernel.check("impair")
+        if to == from_ == NO_IMPAIRMENT:
+            self.impaired.pop(nic.port, None)
+        else:
+            self.impaired[nic.port] = (to, from_)
+
+    async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:
+        to, from_ = self.impaired.get(nic.port, (NO_IMPAIRMENT, NO_IMPAIRMENT))
+        return (_achieved(to), _achieved(from_))
+
+    async def counters(self, lans: Collection[Lan]) -> Sequence[LanCounters]:
+        return [LanCounters(lan.id) for lan in lans]
+
+    async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
+        return {port: PortStats(port) for port in ports if port in self.kernel.links}
+
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+        self.kernel.check("capture")
+        return _pieces(f"{link} {name} {request}".encode())
+
+
+async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _achieved(impairment: Impairment) -> Achieved | None:
+    return None if impairment == NO_IMPAIRMENT else Achieved(since=1.0)
