@@ -237,11 +237,11 @@ class Rtnl:
 
     def links(self) -> list[Link]:
         """Every device of the namespace."""
-        return [_link(payload) for payload in self._dump(_RTEXT_FILTER_SKIP_STATS)]
+        return [_link(payload) for payload in self._dump_links(_RTEXT_FILTER_SKIP_STATS)]
 
     def counters(self) -> list[Counters]:
         """The counters of every device of the namespace."""
-        return [_counters(payload) for payload in self._dump(0)]
+        return [_counters(payload) for payload in self._dump_links(0)]
 
     def _exchange(self, requests: Sequence[Request]) -> OSError | None:
         data, first = bytearray(), self._sequence + 1
@@ -261,10 +261,10 @@ class Rtnl:
                     refused = refused or _refusal(flags, payload)
         return refused
 
-    def _dump(self, filter_mask: int) -> Iterator[memoryview]:
+    def dump(self, request: int, answer: int, body: bytes) -> Iterator[memoryview]:
+        """The bodies of all ``answer`` messages to a dump of type ``request``. Exhaust it before anything else is asked."""
         self._sequence = sequence = (self._sequence + 1) & 0x7FFFFFFF
-        body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, filter_mask)  # IFLA_EXT_MASK
-        self._socket.send(_NLMSGHDR.pack(16 + len(body), RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body)
+        self._socket.send(_NLMSGHDR.pack(16 + len(body), request, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body)
         while True:
             for kind, flags, number, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
                 if number != sequence:
@@ -273,8 +273,12 @@ class Rtnl:
                     return
                 if kind == _NLMSG_ERROR:
                     raise _refusal(flags, payload) or OSError(0, "dump ended without an error")
-                if kind == RTM_NEWLINK:
+                if kind == answer:
                     yield payload
+
+    def _dump_links(self, filter_mask: int) -> Iterator[memoryview]:
+        body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, filter_mask)  # IFLA_EXT_MASK
+        return self.dump(RTM_GETLINK, RTM_NEWLINK, body)
 
 
 class LinkDeletions:
@@ -367,7 +371,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(data: memoryview) -> dict[int, memoryview]:
+def attributes(data: memoryview) -> dict[int, memoryview]:
+    """The attributes of a message or of another attribute, by type; ends where they do not make sense any more."""
     found, offset = {}, 0
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
@@ -382,17 +387,18 @@ def _refusal(flags: int, payload: memoryview) -> OSError | None:
     (number,) = struct.unpack_from("=i", payload)
     if number == 0:
         return None
-    text = os.strerror(-number)
+    message = os.strerror(-number)
     if flags & _NLM_F_ACK_TLVS:
         # The request is echoed, whole or (capped) its header alone, between the errno and the attributes.
         (echoed,) = struct.unpack_from("=I", payload, 4)
         start = 4 + (16 if flags & _NLM_F_CAPPED else (echoed + 3) & ~3)
-        explanation = _text(_attributes(payload[start:]).get(_NLMSGERR_ATTR_MSG))
-        text = f"{text}: {explanation}" if explanation else text
-    return OSError(-number, text)
+        explanation = string(attributes(payload[start:]).get(_NLMSGERR_ATTR_MSG))
+        message = f"{message}: {explanation}" if explanation else message
+    return OSError(-number, message)
 
 
-def _text(data: memoryview | None) -> str:
+def string(data: memoryview | None) -> str:
+    """A text attribute; "" for none."""
     return "" if data is None else bytes(data).rstrip(b"\0").decode("utf-8", "replace")
 
 
@@ -402,13 +408,13 @@ def _number(data: memoryview | None) -> int:
 
 def _link(payload: memoryview) -> Link:
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(payload)
-    attrs = _attributes(payload[16:])
+    attrs = attributes(payload[16:])
     info = attrs.get(_IFLA_LINKINFO)
     return Link(
         index=index,
-        name=_text(attrs.get(_IFLA_IFNAME)),
-        alias=_text(attrs.get(_IFLA_IFALIAS)),
-        kind="" if info is None else _text(_attributes(info).get(_IFLA_INFO_KIND)),
+        name=string(attrs.get(_IFLA_IFNAME)),
+        alias=string(attrs.get(_IFLA_IFALIAS)),
+        kind="" if info is None else string(attributes(info).get(_IFLA_INFO_KIND)),
         master=_number(attrs.get(_IFLA_MASTER)),
         mac=bytes(attrs.get(_IFLA_ADDRESS, b"")).hex(":"),
         mtu=_number(attrs.get(_IFLA_MTU)),
@@ -417,7 +423,7 @@ def _link(payload: memoryview) -> Link:
 
 
 def _counters(payload: memoryview) -> Counters:
-    attrs = _attributes(payload[16:])
+    attrs = attributes(payload[16:])
     stats = attrs.get(_IFLA_STATS64)
     rx_frames, tx_frames, rx_bytes, tx_bytes, _, _, rx_drops, tx_drops = _STATS64.unpack_from(stats) if stats else (0,) * 8
-    return Counters(_text(attrs.get(_IFLA_IFNAME)), rx_frames, rx_bytes, rx_drops, tx_frames, tx_bytes, tx_drops)
+    return Counters(string(attrs.get(_IFLA_IFNAME)), rx_frames, rx_bytes, rx_drops, tx_frames, tx_bytes, tx_drops)
