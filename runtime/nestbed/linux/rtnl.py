@@ -116,6 +116,12 @@ def _veth_template(port_length: int, peer_length: int, mtu: int, bridge_index: i
     return _Template(request, port=port.encode(), peer=peer_name.encode(), mac=mac, netns=struct.pack("=I", netns))
 
 
+def veth_pair(name: str, peer: str, *, mtu: int) -> Request:
+    """Make a pair of devices, both down, both in this network namespace."""
+    info = _link_info("veth", [("VETH_INFO_PEER", {"attrs": [("IFLA_IFNAME", peer), ("IFLA_MTU", mtu)]})])
+    return _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), info])
+
+
 def link_owned_up(name: str, alias: str) -> Request:
     """Say whose a device is, and set it up. (The kernel ignores an alias given when a device is made.)"""
     return _owned_up_template(len(name), len(alias)).fill(name=name.encode(), alias=alias.encode())
