@@ -1,6 +1,6 @@
 """The door to system calls that the standard library lacks: one ctypes binding, errors as OSError.
 
-Calls hold the interpreter lock (``PyDLL``): they are short, and the keeper's cloned child must not need to take a lock again.
+Calls hold the interpreter lock (``PyDLL``): they are short.
 Numbers from 424 up are the same on every architecture; the older ones go through libc's wrappers.
 """
 

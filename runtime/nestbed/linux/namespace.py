@@ -1,11 +1,11 @@
-"""Namespaces: clone3(2), setns(2), unshare(2)."""
+"""Namespaces: setns(2), unshare(2), and what clone3(2) takes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-from nestbed.linux.libc import LIBC, call, checked
+from nestbed.linux.libc import LIBC, checked
 
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
@@ -16,12 +16,13 @@ CLONE_NEWIPC = 0x8000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
-_CLONE3 = 435
 
+class CloneArgs(ctypes.Structure):
+    """``struct clone_args``."""
 
-class _CloneArgs(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_uint64)
         for name in (
@@ -38,21 +39,6 @@ class _CloneArgs(ctypes.Structure):
             "cgroup",
         )
     )
-
-
-def clone3(flags: int, *, exit_signal: int, cgroup_fd: int = -1) -> tuple[int, int]:
-    """clone3(2) as fork does it: ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child.
-
-    With ``cgroup_fd`` the child begins in that v2 cgroup. Only for a process with one thread; the child must call nothing but
-    system calls and then exec or :func:`os._exit`, for no handler of fork runs in it.
-    """
-    pidfd = ctypes.c_int(-1)
-    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=exit_signal)
-    if cgroup_fd >= 0:
-        args.flags |= CLONE_INTO_CGROUP
-        args.cgroup = cgroup_fd
-    pid = call("clone3", _CLONE3, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args)))
-    return (pid, pidfd.value) if pid else (0, -1)
 
 
 def setns(fd: int, flags: int) -> None:

@@ -22,11 +22,11 @@ from nestbed.linux.namespace import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUTS,
-    CLONE_PARENT,
-    clone3,
 )
-from nestbed.process.launch import Child, Prepared
+from nestbed.process.launch import Prepared, write_first, write_joining
+from nestbed.process.program import Program
 from nestbed.process.protocol import Launch
+from nestbed.process.roots import Covers
 
 if TYPE_CHECKING:
     from nestbed.process.keeper import Keeper
@@ -67,6 +67,7 @@ class Birth:
         self._theirs: list[int] = list(join.streams) if join else []
         """Descriptors for the child alone; closed once it has its copies."""
         self._error_fd = self._go_fd = self._terminal_socket = -1
+        self._program: Program
         self.pid = 0
         self.pidfd = self.stdin_fd = self.out_fd = self.err_fd = self.terminal_fd = -1
         try:
@@ -99,8 +100,7 @@ class Birth:
             self._error_fd = -1
             self._receive_terminal()
             if report:
-                step, number, text = report.decode(errors="replace").split("\0", 2)
-                done(Refusal(step, int(number), text))
+                done(Refusal(*self._program.explain(report)))
             elif not self.pid:
                 done(Refusal("namespaces", errno.ESRCH, "the container ended meanwhile"))
             else:
@@ -131,8 +131,9 @@ class Birth:
         container = join.container if join else launch
         prepared = Prepared(launch)
         prepared.netns_fd = netns_fd
-        prepared.overlay_points = self._keeper.template.points(with_memory=launch.get("root", {}).get("mode") == "host-ro")
-        prepared.masks = self._keeper.template.masks
+        template = self._keeper.template
+        prepared.covers = Covers(template.points(with_memory=launch.get("root", {}).get("mode") == "host-ro"), template.masks)
+        prepared.spare_fd = self._keeper.run_fd
         prepared.seccomp = self._seccomp(launch["seccomp"])
         self._open_streams(launch, prepared, join)
         self._open_cgroups(container, prepared)
@@ -144,16 +145,31 @@ class Birth:
             if join is None:
                 prepared.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
                 self._theirs.append(prepared.go_fd)
-                self.pid, self.pidfd = clone3(_NEW, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
-                if self.pid == 0:
-                    os.close(self._go_fd)
-                    Child(prepared).run()
+                self._program = write_first(self._keeper.memory, prepared)
+                self.pid, self.pidfd = self._program.spawn(_NEW, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
                 self._keeper.waiting.add(self)
             else:
-                self.pid = _clone_inside(prepared, join.pidfd, cgroup_fd)
-                self.pidfd = os.pidfd_open(self.pid) if self.pid else -1
+                self._join(prepared, join.pidfd, cgroup_fd)
         except OSError as error:
-            raise Refusal("clone", error.errno or errno.EIO, f"clone3: {error.strerror}") from error
+            raise Refusal("clone", error.errno or errno.EIO, str(error.strerror)) from error
+
+    def _join(self, prepared: Prepared, pidfd: int, cgroup_fd: int) -> None:
+        """Have a child of the keeper born inside the namespaces of the process ``pidfd``; without one the error pipe tells why."""
+        answer_out, answer_in = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                self._program = write_joining(self._keeper.memory, prepared, pidfd, _JOINED, answer_in)
+                _, outer_pidfd = self._program.spawn(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+            finally:
+                os.close(answer_in)
+            answer = os.read(answer_out, 4)
+        finally:
+            os.close(answer_out)
+        os.waitid(os.P_PIDFD, outer_pidfd, os.WEXITED)
+        os.close(outer_pidfd)
+        if len(answer) == 4:
+            (self.pid,) = struct.unpack("i", answer)
+            self.pidfd = os.pidfd_open(self.pid)
 
     def _open_streams(self, launch: Launch, prepared: Prepared, join: Join | None) -> None:
         if launch["tty"]:
@@ -238,27 +254,3 @@ class Birth:
         for fd in fds:
             os.set_inheritable(fd, False)
             self.terminal_fd = fd
-
-
-def _clone_inside(prepared: Prepared, pidfd: int, cgroup_fd: int) -> int:
-    """The pid of a child of the keeper inside the namespaces of the process ``pidfd``; 0 if that failed (the error pipe tells).
-
-    A process enters a pid namespace only by being born there, so a clone joins the namespaces and clones once more, with the
-    keeper as the parent.
-    """
-    pid_out, pid_in = os.pipe2(os.O_CLOEXEC)
-    outer, outer_pidfd = clone3(0, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
-    if outer == 0:
-        child = Child(prepared)
-        pid_in = child.enter(pidfd, _JOINED, pid_in)
-        inner, _ = clone3(CLONE_PARENT, exit_signal=0)
-        if inner == 0:
-            child.join()
-        os.write(pid_in, struct.pack("i", inner))
-        os._exit(0)
-    os.close(pid_in)
-    answer = os.read(pid_out, 4)
-    os.close(pid_out)
-    os.waitid(os.P_PIDFD, outer_pidfd, os.WEXITED)
-    os.close(outer_pidfd)
-    return int(struct.unpack("i", answer)[0]) if len(answer) == 4 else 0

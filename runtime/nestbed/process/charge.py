@@ -18,8 +18,8 @@ from nestbed.linux.pidfd import exit_information, open_process, start_time, zomb
 from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
 from nestbed.process.inflight import Piece
-from nestbed.process.launch import BUNDLES
 from nestbed.process.output import Journal, Outlet, Sink
+from nestbed.process.places import BUNDLES
 from nestbed.process.protocol import Launch
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Charge:
         self._state, self._exit, self._ours = "running", None, True
         self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
         if max(self._stdin_fd, self._terminal_fd) >= 0:
-            self._holder, self._holder_pidfd = holder.hold(max(self._stdin_fd, self._terminal_fd), birth.pidfd)
+            self._holder, self._holder_pidfd = holder.hold(self._keeper.memory, max(self._stdin_fd, self._terminal_fd), birth.pidfd)
         streams = [birth.out_fd, birth.err_fd] if birth.terminal_fd < 0 else [os.dup(birth.terminal_fd)]
         given = [os.dup(fd) for fd in (birth.pidfd, *streams)]
         self._connect_output(launch, {fd: stream for stream, fd in enumerate(streams, 1)})

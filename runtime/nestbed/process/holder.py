@@ -8,34 +8,19 @@ descriptor from there (pidfd_getfd(2)). Containers with neither have no holder.
 from __future__ import annotations
 
 import os
-import select
 import signal
 from typing import Any
 
-import prctl
-
-from nestbed.linux.namespace import clone3
 from nestbed.linux.pidfd import open_process, pidfd_getfd, start_time
-from nestbed.process.launch import keep_only
+from nestbed.process.launch import write_holding
+from nestbed.process.program import Memory
 
 _HELD_FD = 3
 
 
-def hold(fd: int, pidfd: int) -> tuple[dict[str, Any], int]:
+def hold(memory: Memory, fd: int, pidfd: int) -> tuple[dict[str, Any], int]:
     """Hold ``fd`` until the process ``pidfd`` ends: the record by which to find it, and the holder's own pidfd."""
-    pid, holder_pidfd = clone3(0, exit_signal=signal.SIGCHLD)
-    if pid == 0:
-        try:
-            os.setsid()
-            prctl.set_name("nestbed-holder")
-            _, watched = keep_only(fd, pidfd)
-            for number in range(_HELD_FD):
-                os.close(number)
-            poll = select.poll()
-            poll.register(watched, select.POLLIN)
-            poll.poll()
-        finally:
-            os._exit(0)
+    pid, holder_pidfd = write_holding(memory, fd, pidfd).spawn(0, exit_signal=signal.SIGCHLD)
     return {"pid": pid, "start_time": start_time(pid)}, holder_pidfd
 
 

@@ -31,9 +31,10 @@ from nestbed.process import template
 from nestbed.process.birth import Birth, Refusal
 from nestbed.process.charge import Charge, Completion
 from nestbed.process.inflight import Inflight
-from nestbed.process.launch import BUNDLES
 from nestbed.process.netns import NetworkNamespaces
 from nestbed.process.output import CHUNK_BYTES, Sink
+from nestbed.process.places import BUNDLES
+from nestbed.process.program import Memory
 from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
 
 Handler = Callable[[], object]
@@ -126,6 +127,7 @@ class Keeper:
         self.inflight = Inflight(run_fd, CHUNK_BYTES)
         self.netns = NetworkNamespaces()
         self.template = template.Template(node_mnt_fd)
+        self.memory = Memory()
         self.charges: dict[str, Charge] = {}
         self.waiting: set[Birth] = set()
         """Clones that set themselves up or wait for the word to go."""

@@ -20,7 +20,7 @@ from nestbed.linux import mount
 from nestbed.linux.libc import AT_RECURSIVE
 from nestbed.linux.namespace import CLONE_NEWNS, setns, unshare
 from nestbed.linux.path import openat2
-from nestbed.process.launch import BUNDLES, DEVICES, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
+from nestbed.process.places import BUNDLES, DEVICES, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
 
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("net/tun", 10, 200))
 _DEVICE_LINKS = (
