@@ -547,6 +547,14 @@ class PortImpairment:
 
 
 @dataclass(frozen=True, slots=True)
+class LanImpairment:
+    """What is in force on a LAN and on some of its members' ports; the LAN as a whole has ``view.lan.impairment``."""
+
+    view: LanView
+    ports: tuple[PortImpairment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureRequest:
     """What to capture: ``filter`` is a pcap filter expression (empty: everything); each bound is 0 for none.
 

@@ -69,7 +69,9 @@ class LanPlane(PortHook, Protocol):
         ...
 
     async def sweep(self, lans: Collection[Lan]) -> None:
-        """Remove what an earlier daemon of this node made for LANs that are not among ``lans``."""
+        """Remove what an earlier daemon of this node made for LANs that are not among ``lans``, and for ports of which :meth:`impair` has
+        not been told: the node has told of all by now.
+        """
         ...
 
     async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:

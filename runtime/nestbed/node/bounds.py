@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from nestbed.errors import InvalidArgument, shown
+from nestbed.lan import impair
 from nestbed.model import (
+    NO_IMPAIRMENT,
     CaptureRequest,
     Change,
     ContainerRequest,
@@ -207,8 +209,11 @@ def check_nic(spec: NicSpec) -> None:
     """The form of a NIC, apart from its addresses.
 
     Raises:
-        InvalidArgument: a name that cannot be, or too many addresses.
+        InvalidArgument: a name or an impairment that cannot be, or too many addresses.
     """
+    for impairment in (spec.impair_to, spec.impair_from):
+        if impairment is not NO_IMPAIRMENT:
+            impair.check(impairment)
     check_name(spec.lan, "LAN")
     if spec.name:
         check_interface(spec.name)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
 
-from nestbed.errors import CorruptState, InvalidArgument, NestbedError, NotFound, WrongState, shown
+from nestbed.errors import CorruptState, InvalidArgument, NestbedError, WrongState
 from nestbed.lan.addressing import bridge_name, check_mtu, check_subnet
 from nestbed.log import fields
 from nestbed.model import Lan, LanRequest, Nic, NicSpec
 from nestbed.node import requests, wiring
 from nestbed.node.bounds import NICS_MAX, check_lan, check_nic, check_request_id
 from nestbed.node.identity import identify
+from nestbed.node.impairments import Impairments
+from nestbed.node.nics import lan_nics, with_nics
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
 from nestbed.node.segment import Segment
-from nestbed.node.store import LanRecord, Record
 
 _logger = logging.getLogger(__name__)
 
@@ -26,9 +26,9 @@ _logger = logging.getLogger(__name__)
 class Lans:
     """The LANs of one node."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments) -> None:
         self._parts = parts
-        self._changing = asyncio.Lock()
+        self._impairments = impairments
 
     async def create(self, request: LanRequest, request_id: str) -> Segment:
         """Make a LAN, or find the one that the same request made. See ``Node.create_lan``."""
@@ -39,7 +39,7 @@ class Lans:
         mtu = check_mtu(request.mtu, has_subnet6=bool(subnet6))
         digest = requests.digest(request, request_id)
         registry = self._parts.registry
-        async with self._changing:
+        async with self._parts.lans_changing:
             found = registry.lan_of_request(request_id)
             if found is not None:
                 requests.check_same(request_id, found.request_digest, digest)
@@ -50,7 +50,7 @@ class Lans:
             others = [segment.lan for segment in registry.segments.values()]
             lan = identify(lan, request, others, self._parts.plane.underlays())
             segment = Segment(lan, request_id, digest)
-            self._parts.store.write_lan(_record(segment))
+            self._parts.store.write_lan(segment.record())
             try:
                 await self._parts.plane.create(lan)
             except NestbedError:
@@ -62,7 +62,7 @@ class Lans:
 
     async def delete(self, ref: str) -> None:
         """Remove a LAN without members. See ``Node.delete_lan``."""
-        async with self._changing:
+        async with self._parts.lans_changing:
             segment = self._parts.registry.find_lan(ref)
             lan = segment.lan
             if segment.size:
@@ -101,10 +101,11 @@ class Lans:
         segments = tuple(self._parts.registry.segments.values())
         for segment in segments:
             try:
-                self._parts.store.write_lan(_record(segment))
+                self._parts.store.write_lan(segment.record())
                 await self._parts.plane.ensure(segment.lan)
             except NestbedError as error:
                 _logger.exception("LAN not taken up", extra=fields(lan=segment.lan.id, reason=error.reason, cause=error.message))
+        await self._impairments.take_up()
         await self._parts.plane.sweep([segment.lan for segment in segments])
 
     async def connect(self, held: Held, spec: NicSpec) -> Nic:
@@ -123,14 +124,16 @@ class Lans:
                 )
             hops = wiring.next_hops(held.spec.gateway, held.spec.routes)
             (nic,) = self._parts.registry.wire(owner, (spec,), hops)
-            held.record = _with_nics(before, (*owner.nics, nic))
+            held.record = with_nics(before, (*owner.nics, nic))
             try:
                 self._parts.store.write(held.record)
+                await self._impairments.prepare((nic,))
                 await container.plug(nic)
             except asyncio.CancelledError:
                 raise  # the record names the NIC: the next daemon completes or removes it
             except BaseException:
                 held.record = before
+                await self._impairments.forget((nic,))
                 self._parts.registry.unwire(owner, (nic,))
                 with contextlib.suppress(NestbedError):
                     self._parts.store.write(before)
@@ -144,20 +147,12 @@ class Lans:
         async with held.changing():
             container = await self._parts.container(held)
             lan = self._parts.registry.find_lan(ref).lan
-            leaving = [nic for nic in held.spec.nics if nic.lan_id == lan.id and nic_name in ("", nic.name)]
-            if not leaving:
-                raise NotFound(
-                    f"container {held.spec.name} has no NIC {shown(nic_name) if nic_name else ''} on LAN {lan.name}".replace("  ", " "),
-                    reason="NIC_NOT_FOUND",
-                    remedy=f"see `nbctl inspect {held.spec.name}`",
-                    container=held.spec.name,
-                    lan=lan.name,
-                    nic=shown(nic_name),
-                )
+            leaving = lan_nics(held, lan, nic_name)
             affected = held.spec.nics
             for nic in leaving:
                 await container.unplug(nic.name)
-                held.record = _with_nics(held.record, tuple(other for other in held.spec.nics if other is not nic))
+                await self._impairments.forget((nic,))
+                held.record = with_nics(held.record, tuple(other for other in held.spec.nics if other is not nic))
                 self._parts.registry.unwire(_owner(held), (nic,))
                 self._parts.store.write(held.record)
                 self._parts.events.publish(
@@ -166,13 +161,5 @@ class Lans:
         self._parts.hosts.changed(affected)
 
 
-def _record(segment: Segment) -> LanRecord:
-    return LanRecord(segment.lan, segment.request_id, segment.request_digest)
-
-
 def _owner(held: Held) -> wiring.Owner:
     return wiring.Owner(held.spec.id, held.spec.name, held.spec.nics)
-
-
-def _with_nics(record: Record, nics: tuple[Nic, ...]) -> Record:
-    return dataclasses.replace(record, spec=dataclasses.replace(record.spec, nics=nics))

@@ -11,6 +11,7 @@ from nestbed.log import fields
 from nestbed.model import ContainerRequest, ExitStatus, Spec, State, Status
 from nestbed.node import privilege, requests, wiring
 from nestbed.node.bounds import check_container, check_request_id
+from nestbed.node.impairments import Impairments
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
 from nestbed.node.store import Record
@@ -22,8 +23,9 @@ _AT_REST = (State.CREATED, State.STOPPED)
 class Lifecycle:
     """The containers of one node, from being made to being removed."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments) -> None:
         self._parts = parts
+        self._impairments = impairments
 
     # ------------------------------------------------------------ make
 
@@ -47,6 +49,7 @@ class Lifecycle:
             async with held.changing(State.CREATING):
                 await runtime.validate(spec)
                 self._parts.store.make_bundle(record)
+                await self._impairments.prepare(spec.nics)
                 held.container = await runtime.create(spec, held.bundle)
                 self._parts.store.mark_made(spec.id)
         except BaseException:
@@ -101,6 +104,7 @@ class Lifecycle:
                 "half-made container not removed", extra=fields(container=held.spec.id, reason=error.reason, cause=error.message)
             )
         finally:
+            await self._impairments.forget(held.spec.nics)
             self._parts.registry.drop(held)
 
     # ------------------------------------------------------------ follow
@@ -149,6 +153,7 @@ class Lifecycle:
         except NestbedError:
             self._parts.store.mark_made(spec.id)
             raise
+        await self._impairments.forget(spec.nics)
         self._parts.registry.remember_exit(spec, _exit_of(held))
         self._parts.registry.drop(held)
         self._parts.hosts.changed(spec.nics)

@@ -21,10 +21,13 @@ from nestbed.model import (
     Change,
     ContainerRequest,
     ContainerView,
+    Direction,
     Event,
     ExecSpec,
     ExitStatus,
+    ImpairmentChange,
     Kind,
+    LanImpairment,
     LanRequest,
     LanStats,
     LanView,
@@ -37,6 +40,7 @@ from nestbed.model import (
 from nestbed.node import audit, bounds, logs, traffic, update
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
+from nestbed.node.impairments import Impairments
 from nestbed.node.lans import Lans
 from nestbed.node.lifecycle import Lifecycle
 from nestbed.node.names import Selection, is_glob
@@ -70,8 +74,9 @@ class Node:
         self._started_at = time.time()
         registry = Registry()
         self._parts = Parts(registry, Store(state_dir), Events(), Operations(), HostsFiles(registry), plane, runtimes)
-        self._lifecycle = Lifecycle(self._parts)
-        self._lans = Lans(self._parts)
+        self._impairments = Impairments(self._parts)
+        self._lifecycle = Lifecycle(self._parts, self._impairments)
+        self._lans = Lans(self._parts, self._impairments)
         self._watch = logs.LogWatch()
         self._closing = contextlib.AsyncExitStack()
 
@@ -398,6 +403,35 @@ class Node:
             NotFound: no such container, LAN or NIC.
         """
         await self._parts.operations.run(self._lans.disconnect(self._find(ref), lan, nic_name))
+
+    async def set_impairment(
+        self, lan: str, change: ImpairmentChange, *, container: str = "", nic_name: str = "", direction: Direction = Direction.BOTH
+    ) -> LanImpairment:
+        """Change what is done to frames on a LAN as a whole, or at the ports a container has there; what ``change`` does not name stays.
+
+        Raises:
+            InvalidArgument: values that cannot be, or a direction of a whole LAN. NotFound. HostLacks: this machine cannot do it.
+            Nothing has changed then.
+        """
+        return await self._parts.operations.run(self._impairments.change(lan, container, nic_name, direction, change))
+
+    async def reset_impairment(
+        self, lan: str, *, container: str = "", nic_name: str = "", direction: Direction = Direction.BOTH
+    ) -> LanImpairment:
+        """Take off what is done to frames at the ports a container has on a LAN; without a container, at all ports and on the whole LAN.
+
+        Raises:
+            InvalidArgument, NotFound.
+        """
+        return await self._parts.operations.run(self._impairments.reset(lan, container, nic_name, direction))
+
+    async def impairments(self, *, lan: str = "", container: str = "", nic_name: str = "") -> list[LanImpairment]:
+        """What is done to frames, and what came of it: on a LAN or all, at all ports or those of a container.
+
+        Raises:
+            NotFound.
+        """
+        return await self._impairments.list(lan, container, nic_name)
 
     async def lan_stats(self, names: Sequence[str]) -> list[LanStats]:
         """The counters of the LANs of the refs and globs ``names``, of all without any.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nestbed.errors import Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
@@ -18,7 +19,10 @@ from nestbed.runtime import Container, Runtime
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One node's registry, records, events, changes under way, hosts files, LAN plane and runtimes."""
+    """One node's registry, records, events, changes under way, hosts files, LAN plane and runtimes.
+
+    ``lans_changing`` is held by who makes or removes a LAN, or changes what is done to its frames.
+    """
 
     registry: Registry
     store: Store
@@ -27,6 +31,7 @@ class Parts:
     hosts: HostsFiles
     plane: LanPlane
     runtimes: Mapping[Kind, Runtime]
+    lans_changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def runtime(self, kind: Kind) -> Runtime:
         """The runtime for a kind.

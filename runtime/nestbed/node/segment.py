@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import ipaddress
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +20,8 @@ from nestbed.lan.addressing import (
     parse_interface,
 )
 from nestbed.lan.hosts import member_lines
-from nestbed.model import Lan, LanMember
+from nestbed.model import Lan, LanMember, Nic
+from nestbed.node.store import LanRecord
 
 
 class Segment:
@@ -55,6 +57,18 @@ class Segment:
     def size(self) -> int:
         """How many members it has."""
         return len(self._members)
+
+    def record(self) -> LanRecord:
+        """What is kept of it on disk."""
+        return LanRecord(self.lan, self.request_id, self.request_digest)
+
+    def member(self, port: str) -> LanMember:
+        """The member at ``port``, which there is."""
+        return self._members[port]
+
+    def replace(self, nic: Nic) -> None:
+        """The member at ``nic.port`` has this NIC now: the same but for its impairments."""
+        self._members[nic.port] = dataclasses.replace(self._members[nic.port], nic=nic)
 
     def check_room(self) -> None:
         """Whether one more can join.

@@ -6,8 +6,8 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from nestbed.errors import InvalidArgument, NotFound, shown
 from nestbed.model import CaptureRequest, LanStats, Nic, PortStats, Stats
+from nestbed.node.nics import only_nic
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
 from nestbed.node.segment import Segment
@@ -54,32 +54,5 @@ async def capture_lan(parts: Parts, segment: Segment, request: CaptureRequest) -
 
 async def capture_nic(parts: Parts, held: Held, nic_name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
     """A pcapng file of the frames of a container's NIC, called ``CONTAINER:NIC`` in it."""
-    nic = find_nic(held, nic_name)
+    nic = only_nic(held, nic_name)
     return await parts.plane.capture(nic.port, f"{held.spec.name}:{nic.name}", request)
-
-
-def find_nic(held: Held, name: str) -> Nic:
-    """The container's NIC of that name, or its only one if that is empty.
-
-    Raises:
-        NotFound: it has none (reason NIC_NOT_FOUND). InvalidArgument: it has several and no name is given (reason AMBIGUOUS).
-    """
-    nics = [nic for nic in held.spec.nics if name in ("", nic.name)]
-    if not nics:
-        raise NotFound(
-            f"container {held.spec.name} has no NIC {shown(name)}" if name else f"container {held.spec.name} has no NIC",
-            reason="NIC_NOT_FOUND",
-            remedy=f"see `nbctl inspect {held.spec.name}`",
-            container=held.spec.name,
-            nic=shown(name),
-        )
-    if len(nics) > 1:
-        names = ", ".join(nic.name for nic in nics)
-        raise InvalidArgument(
-            f"container {held.spec.name} has several NICs: {names}",
-            reason="AMBIGUOUS",
-            remedy=f"name one: {held.spec.name}:{nics[0].name}",
-            container=held.spec.name,
-            nics=names,
-        )
-    return nics[0]

@@ -64,7 +64,7 @@ def wire(segments: Mapping[str, Segment], owner: Owner, specs: Sequence[NicSpec]
         macs = _given_macs(wanted, specs)
         ordinals = [nic.lan_id for nic in owner.nics]
         nics = []
-        for segment, name, mac, addresses, port in zip(wanted, names, macs, given, ports, strict=False):
+        for spec, segment, name, mac, addresses, port in zip(specs, wanted, names, macs, given, ports, strict=False):
             segment.check_room()
             nic = Nic(
                 lan=segment.lan.name,
@@ -75,6 +75,8 @@ def wire(segments: Mapping[str, Segment], owner: Owner, specs: Sequence[NicSpec]
                 mtu=segment.lan.mtu,
                 port=port,
                 bridge=segment.lan.bridge,
+                impair_to=spec.impair_to,
+                impair_from=spec.impair_from,
             )
             ordinals.append(segment.lan.id)
             segment.join(LanMember(owner.id, owner.name, nic))

@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 import signal as signals
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nestbed import model
 from nestbed.errors import InvalidArgument
-from nestbed.model import FsMode, Kind, RestartMode, State
+from nestbed.model import Direction, FsMode, Kind, RestartMode, State
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2
+from nestbed.v1 import lan_pb2, traffic_pb2
 
 T = TypeVar("T")
 
@@ -33,6 +33,12 @@ RESTART_MODES: Mapping[int, RestartMode] = {
     api.RESTART_MODE_NO: RestartMode.NO,
     api.RESTART_MODE_ON_FAILURE: RestartMode.ON_FAILURE,
     api.RESTART_MODE_ALWAYS: RestartMode.ALWAYS,
+}
+DIRECTIONS: Mapping[int, Direction] = {
+    lan_pb2.DIRECTION_UNSPECIFIED: Direction.BOTH,
+    lan_pb2.DIRECTION_TO: Direction.TO,
+    lan_pb2.DIRECTION_FROM: Direction.FROM,
+    lan_pb2.DIRECTION_BOTH: Direction.BOTH,
 }
 STATES: Mapping[int, State] = {api.ContainerState.Value(f"CONTAINER_STATE_{state.name}"): state for state in State}
 
@@ -108,7 +114,32 @@ def _restart(policy: api.RestartPolicy) -> model.RestartPolicy:
 
 def nic_spec(nic: api.NicSpec) -> model.NicSpec:
     """A NIC as asked for."""
-    return model.NicSpec(nic.lan, nic.name, nic.mac, tuple(nic.addresses))
+    return model.NicSpec(
+        nic.lan,
+        nic.name,
+        nic.mac,
+        tuple(nic.addresses),
+        impair_to=_impairment(nic.impair_to) if nic.HasField("impair_to") else model.NO_IMPAIRMENT,
+        impair_from=_impairment(nic.impair_from) if nic.HasField("impair_from") else model.NO_IMPAIRMENT,
+    )
+
+
+def _impairment(message: traffic_pb2.Impairment) -> model.Impairment:
+    return model.Impairment(**_present(message))
+
+
+def impairment_change(message: traffic_pb2.Impairment) -> model.ImpairmentChange:
+    """What changes: the fields that are present."""
+    return model.ImpairmentChange(**_present(message))
+
+
+def _present(message: traffic_pb2.Impairment) -> dict[str, Any]:
+    return {field.name: value for field, value in message.ListFields()}
+
+
+def ports(request: lan_pb2.SetImpairmentRequest | lan_pb2.ResetImpairmentRequest) -> tuple[str, str, model.Direction]:
+    """Container, NIC and direction; the first two may be empty."""
+    return request.container, request.nic, _chosen(DIRECTIONS, request.direction, "direction")
 
 
 def change(request: api.UpdateContainerRequest) -> model.Change:

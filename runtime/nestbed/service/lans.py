@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nestbed.errors import Unsupported
 from nestbed.model import LanView
 from nestbed.node.node import Node
 from nestbed.service import convert, present
@@ -42,13 +41,19 @@ class Lans(LanServiceServicer):
         return api.ConnectLanResponse(nic=present.nic(nic))
 
     async def SetImpairment(self, request: api.SetImpairmentRequest, context: Any) -> api.SetImpairmentResponse:
-        raise _not_yet()
+        container, nic_name, direction = convert.ports(request)
+        change = convert.impairment_change(request.impairment)
+        told = await self._node.set_impairment(request.lan, change, container=container, nic_name=nic_name, direction=direction)
+        return api.SetImpairmentResponse(impairment=present.lan_impairment(told))
 
     async def ResetImpairment(self, request: api.ResetImpairmentRequest, context: Any) -> api.ResetImpairmentResponse:
-        raise _not_yet()
+        container, nic_name, direction = convert.ports(request)
+        told = await self._node.reset_impairment(request.lan, container=container, nic_name=nic_name, direction=direction)
+        return api.ResetImpairmentResponse(impairment=present.lan_impairment(told))
 
     async def ListImpairments(self, request: api.ListImpairmentsRequest, context: Any) -> api.ListImpairmentsResponse:
-        raise _not_yet()
+        told = await self._node.impairments(lan=request.lan, container=request.container, nic_name=request.nic)
+        return api.ListImpairmentsResponse(impairments=[present.lan_impairment(each) for each in told])
 
     async def WatchLanStats(self, request: api.WatchLanStatsRequest, context: Any) -> AsyncIterator[api.WatchLanStatsResponse]:
         async for _ in ticks(convert.interval(request)):
@@ -65,10 +70,6 @@ class Lans(LanServiceServicer):
     async def DisconnectLan(self, request: api.DisconnectLanRequest, context: Any) -> api.DisconnectLanResponse:
         await self._node.disconnect(request.container, request.lan, request.nic)
         return api.DisconnectLanResponse()
-
-
-def _not_yet() -> Unsupported:
-    return Unsupported("this node impairs no LANs", reason="NO_IMPAIRMENTS", remedy="see `nbctl info`")
 
 
 def _place(view: LanView) -> Place:

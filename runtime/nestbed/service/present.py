@@ -47,13 +47,24 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         kind=_KINDS[spec.kind],
         labels=dict(spec.labels),
         hostname=spec.hostname,
-        nics=[api.NicSpec(lan=each.lan, name=each.name, mac=each.mac, addresses=each.addresses) for each in spec.nics],
+        nics=[_nic_spec(each) for each in spec.nics],
         routes=[api.Route(destination=route.destination, via=route.via) for route in spec.routes],
         gateway=spec.gateway,
         resources=_resources(spec.resources),
         restart=api.RestartPolicy(mode=_RESTART_MODES[spec.restart.mode], max_retries=spec.restart.max_retries),
         auto_remove=spec.auto_remove,
         process=_process(spec.process),
+    )
+
+
+def _nic_spec(value: model.Nic) -> api.NicSpec:
+    return api.NicSpec(
+        lan=value.lan,
+        name=value.name,
+        mac=value.mac,
+        addresses=value.addresses,
+        impair_to=_if_any(value.impair_to),
+        impair_from=_if_any(value.impair_from),
     )
 
 
@@ -82,7 +93,69 @@ def _resources(limits: model.Resources) -> api.Resources:
 
 def nic(value: model.Nic) -> api.Nic:
     """A NIC as it is."""
-    return api.Nic(lan=value.lan, name=value.name, mac=value.mac, addresses=value.addresses, mtu=value.mtu, port=value.port)
+    return api.Nic(
+        lan=value.lan,
+        name=value.name,
+        mac=value.mac,
+        addresses=value.addresses,
+        mtu=value.mtu,
+        port=value.port,
+        impair_to=_if_any(value.impair_to),
+        impair_from=_if_any(value.impair_from),
+    )
+
+
+def _if_any(value: model.Impairment) -> traffic_pb2.Impairment | None:
+    return None if value == model.NO_IMPAIRMENT else _impairment(value)
+
+
+def _impairment(value: model.Impairment) -> traffic_pb2.Impairment:
+    return traffic_pb2.Impairment(
+        rate_bps=value.rate_bps,
+        delay_us=value.delay_us,
+        jitter_us=value.jitter_us,
+        loss=value.loss,
+        duplicate=value.duplicate,
+        corrupt=value.corrupt,
+        reorder=value.reorder,
+        limit_frames=value.limit_frames,
+    )
+
+
+def lan_impairment(value: model.LanImpairment) -> lan_pb2.LanImpairment:
+    """What is in force on a LAN and on ports."""
+    return lan_pb2.LanImpairment(lan=lan(value.view), ports=[_port_impairment(each) for each in value.ports])
+
+
+def _port_impairment(value: model.PortImpairment) -> lan_pb2.PortImpairment:
+    return lan_pb2.PortImpairment(
+        member=_member(value.member),
+        in_force_to=_impairment(value.to),
+        in_force_from=_impairment(value.from_),
+        achieved_to=None if value.achieved_to is None else _achieved(value.achieved_to),
+        achieved_from=None if value.achieved_from is None else _achieved(value.achieved_from),
+    )
+
+
+def _member(value: model.LanMember) -> lan_pb2.LanMember:
+    return lan_pb2.LanMember(container_id=value.container_id, container=value.container, nic=nic(value.nic))
+
+
+def _achieved(value: model.Achieved) -> lan_pb2.Achieved:
+    return lan_pb2.Achieved(
+        since=timestamp(value.since),
+        frames=value.frames,
+        bytes=value.bytes,
+        lost=value.lost,
+        duplicated=value.duplicated,
+        corrupted=value.corrupted,
+        reordered=value.reordered,
+        overflowed=value.overflowed,
+        delay_min_us=value.delay_min_us,
+        delay_mean_us=value.delay_mean_us,
+        delay_p99_us=value.delay_p99_us,
+        rate_bps=value.rate_bps,
+    )
 
 
 def exit_status(status: model.ExitStatus) -> api.ExitStatus:
@@ -175,10 +248,11 @@ def lan(view: model.LanView) -> lan_pb2.Lan:
         labels=dict(value.labels),
         create_time=timestamp(value.created_at),
         bridge=value.bridge,
-        members=[lan_pb2.LanMember(container_id=each.container_id, container=each.container, nic=nic(each.nic)) for each in view.members],
+        members=[_member(each) for each in view.members],
         group=value.group,
         peers=value.peers,
         ttl=value.ttl if value.is_relayed else 0,
+        impairment=_if_any(value.impairment),
         paths=[lan_pb2.LanPath(underlay=each.underlay, kind=_PATHS[each.kind], detail=text(each.detail)) for each in view.paths],
     )
 
