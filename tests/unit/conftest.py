@@ -28,13 +28,14 @@ class NodeBench:
         self.node: Node
 
     async def open(self) -> Node:
+        self.plane = FakePlane(self.kernel)
         with RunDirectory.claim(self.run_dir, self.state_dir) as claim:
             self.node = Node(
                 name="node1",
                 run_dir=self.run_dir,
                 state_dir=self.state_dir,
                 runtimes={Kind.PROCESS: FakeRuntime(self.kernel)},
-                plane=FakePlane(self.kernel),
+                plane=self.plane,
                 node_id=claim.node_id,
             )
         await self.node.open()

@@ -19,7 +19,7 @@ from nestbed.client.session import CHUNK_BYTES, Session
 from nestbed.client.status import from_call, from_rpc
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2, node_pb2
+from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
 from nestbed.v1.container_pb2_grpc import ContainerServiceStub
 from nestbed.v1.lan_pb2_grpc import LanServiceStub
 from nestbed.v1.node_pb2_grpc import NodeServiceStub
@@ -259,6 +259,44 @@ class Client:
         """Take the container's NICs on the LAN away, or the one named ``nic``."""
         await self._call(self._lans.DisconnectLan, lan_pb2.DisconnectLanRequest(container=container, lan=lan, nic=nic))
 
+    async def set_impairment(
+        self,
+        lan: str,
+        impairment: traffic_pb2.Impairment,
+        *,
+        container: str = "",
+        nic: str = "",
+        direction: lan_pb2.Direction.ValueType = lan_pb2.DIRECTION_BOTH,
+    ) -> lan_pb2.LanImpairment:
+        """Change what is done to frames: on the LAN as a whole, or at the container's ports on it. Absent fields keep what was."""
+        request = lan_pb2.SetImpairmentRequest(lan=lan, container=container, nic=nic, direction=direction, impairment=impairment)
+        return (await self._call(self._lans.SetImpairment, request)).impairment
+
+    async def reset_impairment(
+        self, lan: str, *, container: str = "", nic: str = "", direction: lan_pb2.Direction.ValueType = lan_pb2.DIRECTION_BOTH
+    ) -> lan_pb2.LanImpairment:
+        """Take off what is done to frames: at the container's ports on the LAN, or everywhere on it."""
+        request = lan_pb2.ResetImpairmentRequest(lan=lan, container=container, nic=nic, direction=direction)
+        return (await self._call(self._lans.ResetImpairment, request)).impairment
+
+    async def impairments(self, lan: str = "", *, container: str = "", nic: str = "") -> list[lan_pb2.LanImpairment]:
+        """What is done to frames and what came of it, on one LAN or all."""
+        request = lan_pb2.ListImpairmentsRequest(lan=lan, container=container, nic=nic)
+        return list((await self._call(self._lans.ListImpairments, request)).impairments)
+
+    async def lan_stats(
+        self, lans: Iterable[str] = (), *, interval_seconds: float | None = None
+    ) -> AsyncGenerator[lan_pb2.WatchLanStatsResponse, None]:
+        """Counters of LANs (ids, names, globs; all without any): once, or every ``interval_seconds``."""
+        request = lan_pb2.WatchLanStatsRequest(lans=lans, interval=None if interval_seconds is None else _duration(interval_seconds))
+        async for response in self._stream(self._lans.WatchLanStats(request)):
+            yield response
+
+    async def capture(self, request: lan_pb2.CaptureRequest) -> AsyncGenerator[bytes, None]:
+        """A pcapng file of the frames on a LAN or at a container's NIC, in pieces as they come."""
+        async for response in self._stream(self._lans.Capture(request)):
+            yield response.data
+
     # ------------------------------------------------------------ node
 
     async def info(self) -> node_pb2.NodeInfo:
@@ -276,6 +314,10 @@ class Client:
     async def audit(self) -> node_pb2.AuditResponse:
         """Differences between the node's records and its kernel."""
         return await self._call(self._node.Audit, node_pb2.AuditRequest())
+
+    async def metrics(self) -> str:
+        """The counters of the node, its containers and LANs in Prometheus' text format."""
+        return (await self._call(self._node.GetMetrics, node_pb2.GetMetricsRequest())).text
 
     # ------------------------------------------------------------ calling
 

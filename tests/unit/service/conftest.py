@@ -29,6 +29,7 @@ class Site:
 
     node: Node
     kernel: FakeKernel
+    plane: FakePlane
     folder: Path
 
     @contextlib.asynccontextmanager
@@ -48,18 +49,19 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     kernel = FakeKernel()
+    plane = FakePlane(kernel)
     with RunDirectory.claim(tmp_path / "run", tmp_path / "state") as claim:
         node = Node(
             name="here",
             run_dir=claim.run_dir,
             state_dir=claim.state_dir,
             runtimes={Kind.PROCESS: FakeRuntime(kernel)},
-            plane=FakePlane(kernel),
+            plane=plane,
             node_id=claim.node_id,
         )
         await node.open()
         try:
-            yield Site(node, kernel, claim.run_dir)
+            yield Site(node, kernel, plane, claim.run_dir)
         finally:
             await node.aclose()
             await kernel.aclose()
