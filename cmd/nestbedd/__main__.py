@@ -23,7 +23,7 @@ from nestbed.model import Kind
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.process.container import ProcessRuntime
-from nestbed.runtime import Runtime
+from nestbed.runtime import PortHook, Runtime
 from nestbedd import settings as configuration
 from nestbedd.settings import Settings
 
@@ -73,12 +73,13 @@ async def _run(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         claim = stack.enter_context(RunDirectory.claim(settings.run_dir, settings.state_dir))
+        plane = Plane(node_id=claim.node_id, run_dir=settings.run_dir, underlays=settings.underlay, relay=settings.relay)
         node = Node(
             name=settings.name,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
-            runtimes=_runtimes(settings, claim.node_id),
-            plane=Plane(node_id=claim.node_id, run_dir=settings.run_dir, underlays=settings.underlay, relay=settings.relay),
+            runtimes=_runtimes(settings, claim.node_id, plane),
+            plane=plane,
             node_id=claim.node_id,
         )
         stack.push_async_callback(node.aclose)
@@ -94,7 +95,7 @@ async def _run(settings: Settings) -> None:
     logger.info("stopped")
 
 
-def _runtimes(settings: Settings, node_id: str) -> Mapping[Kind, Runtime]:
+def _runtimes(settings: Settings, node_id: str, port_hook: PortHook) -> Mapping[Kind, Runtime]:
     """Every runtime of this node, by kind: the one place that lists them."""
     hidden = [settings.tls_key] if settings.tls_key else []
     return {
@@ -104,6 +105,7 @@ def _runtimes(settings: Settings, node_id: str) -> Mapping[Kind, Runtime]:
             node_id=node_id,
             hidden=hidden,
             memory_default_bytes=_memory_default_bytes(),
+            port_hook=port_hook,
         ),
     }
 

@@ -246,19 +246,25 @@ class HostsAware(Protocol):
 
 
 class PortHook(Protocol):
-    """Told by the runtimes of the ports they make: the LAN plane is one. Both are called in the event loop and take far less than 1 ms."""
+    """Told by the runtimes of the ports they make: the LAN plane is one. All are called in the event loop and take far less than 1 ms."""
 
-    def port_added(self, nic: Nic) -> None:
-        """The port of ``nic`` exists, on its bridge, and is not up yet: no frame has passed. Also of a port that a daemon takes up, up or
-        not; then it is left as it is if it is right.
+    def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:
+        """The port of ``nic`` exists, on its bridge, with this interface index, and is not up yet: no frame has passed.
+
+        What is returned are requests for ``nestbed.linux.rtnl.Rtnl.batch``: the runtime carries them out, in order, before it sets the
+        port up, and fails if one fails.
 
         Raises:
-            HostLacks: it cannot be had as it must be; the runtime removes the port and fails.
+            HostLacks, ResourceExhausted: it cannot be had as it must be; the runtime removes the port and fails.
         """
         ...
 
-    def port_gone(self, nic: Nic) -> None:
-        """The port of ``nic`` is gone or about to go. Idempotent; never raises."""
+    def port_found(self, nic: Nic, index: int) -> None:
+        """As :meth:`port_added`, of a port that an earlier daemon made and that is up: it is left as it is if it is right. Never raises."""
+        ...
+
+    def port_gone(self, port: str) -> None:
+        """The port (``Nic.port``) is gone or about to go. Idempotent; never raises."""
         ...
 
 

@@ -186,10 +186,13 @@ class Plane:
     def paths(self, lan: Lan) -> Sequence[LanPath]:
         return [LanPath(name, PathKind.DOWN, "nothing carries it") for name in self._underlays if lan.is_relayed]
 
-    def port_added(self, nic: Nic) -> None:
+    def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:  # noqa: ARG002 - nothing is counted
+        return ()
+
+    def port_found(self, nic: Nic, index: int) -> None:
         pass
 
-    def port_gone(self, nic: Nic) -> None:
+    def port_gone(self, port: str) -> None:
         pass
 
     async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:

@@ -222,10 +222,13 @@ class Rtnl:
         index = self.link_index(name)
         self.batch([link_up(index), *(address(index, cidr) for cidr in addresses), *(route(to, via, index) for to, via in routes)])
 
-    def bring_up(self, name: str, *, alias: str) -> None:
-        """Mark a device of this process's network namespace with its owner, keep it from adding frames of its own, and set it up."""
+    def bring_up(self, name: str, *, alias: str, first: Sequence[Request] = ()) -> None:
+        """Mark a device of this process's network namespace with its owner, keep it from adding frames of its own, and set it up.
+
+        The requests ``first`` are carried out before it goes up, in the same exchange; if one is refused, that is raised, and it is up.
+        """
         _disable_ipv6(name)
-        self.batch([link_owned_up(name, alias)])
+        self.batch([*first, link_owned_up(name, alias)])
 
     def delete_link(self, name: str) -> None:
         """Delete the device (ENODEV: there is none). The kernel takes about 16 ms for a veth."""

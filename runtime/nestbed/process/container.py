@@ -29,7 +29,7 @@ from nestbed.process.masks import Masks
 from nestbed.process.parts import Parts
 from nestbed.process.ports import Ports
 from nestbed.process.protocol import Launch
-from nestbed.runtime import Container, Leftover, StatusListener
+from nestbed.runtime import Container, Leftover, PortHook, StatusListener
 
 PIDS_DEFAULT = 4096
 _KILL_SECONDS = 10.0
@@ -61,16 +61,19 @@ class ProcessRuntime:
         hidden: Sequence[Path] = (),
         pids_default: int = PIDS_DEFAULT,
         memory_default_bytes: int | None = None,
+        port_hook: PortHook | None = None,
     ) -> None:
         """``hidden`` are paths to keep from containers besides these directories and the daemon's code: its configuration and keys.
 
-        ``pids_default`` and ``memory_default_bytes`` limit a container that asks for no limit, where the machine can.
+        ``pids_default`` and ``memory_default_bytes`` limit a container that asks for no limit, where the machine can. ``port_hook`` hears
+        of every port.
         """
         self._run_dir = run_dir
         self._bundles_dir = state_dir / "containers"
         self._defaults = Resources(pids=pids_default, memory_bytes=memory_default_bytes)
         self._masks = Masks([run_dir, state_dir, *hidden])
         self._node_id = node_id
+        self._port_hook = port_hook
         self._containers: dict[str, ProcessContainer] = {}
         self._plans: dict[str, Planned] = {}
         self._told_masks: tuple[str, ...] | None = None
@@ -89,7 +92,7 @@ class ProcessRuntime:
             self._bundles_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         tree = Tree(self._node_id, detect())
         tree.open()
-        ports = Ports(self._node_id)
+        ports = Ports(self._node_id, self._port_hook)
         ports.open()
         keeper = KeeperClient(run_dir=self._run_dir, bundles_dir=self._bundles_dir, on_event=self._on_event, on_gone=self._on_gone)
         self._tree = tree

@@ -93,7 +93,9 @@ class ProcessContainer:
         try:
             there = set() if is_new else {link.name for link in inside.links()}
             for nic in self._nics.values():
-                if nic.name not in there or not self._parts.ports.is_whole(nic.port):
+                if nic.name in there and self._parts.ports.is_whole(nic.port):
+                    self._parts.ports.take_up(nic)
+                else:
                     self._plug(nic, inside)
         finally:
             inside.close()

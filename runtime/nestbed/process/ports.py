@@ -7,6 +7,7 @@ namespace takes a pair with it, some tens of milliseconds later; :meth:`Ports.se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,10 @@ from collections.abc import Iterable, Sequence
 from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
 from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl
 from nestbed.model import Nic, Route
+from nestbed.runtime import PortHook
+
+PORT_PREFIX = "nbp"
+"""How the names of ports begin: the LAN plane has pairs of its own, with the same mark."""
 
 SETTLE_SECONDS = 10.0
 
@@ -32,8 +37,10 @@ def routes_of(nic: Nic, routes: Iterable[Route], gateway: str) -> list[tuple[str
 class Ports:
     """All ports of one node, in the network namespace of this process. :meth:`open` first."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, hook: PortHook | None = None) -> None:
+        """``hook`` hears of every port that comes and goes."""
         self._prefix = f"nestbed:{node_id}:"
+        self._hook = hook
         self._dying: set[str] = set()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -63,11 +70,15 @@ class Ports:
             raise _refused(error, container_id, nic) from error
         try:
             inside.configure(nic.name, addresses=nic.addresses, routes=routes)
+            first = () if self._hook is None else self._hook.port_added(nic, self._rtnl.link_index(nic.port))
             # Last, because it marks the pair as whole.
-            self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}")
+            self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}", first=first)
         except OSError as error:
             self.unplug(nic.port)
             raise _refused(error, container_id, nic) from error
+        except NestbedError:
+            self.unplug(nic.port)
+            raise
 
     def _make(self, nic: Nic, netns_fd: int) -> None:
         bridge_index = self._rtnl.link_index(nic.bridge)
@@ -97,6 +108,12 @@ class Ports:
         except OSError:
             return False
 
+    def take_up(self, nic: Nic) -> None:
+        """Take over the pair, whole, that an earlier daemon made for ``nic``."""
+        if self._hook is not None:
+            with contextlib.suppress(OSError):  # it goes at this moment
+                self._hook.port_found(nic, self._rtnl.link_index(nic.port))
+
     def _exists(self, port: str) -> bool:
         try:
             self._rtnl.link_index(port)
@@ -106,6 +123,7 @@ class Ports:
 
     def unplug(self, port: str) -> None:
         """Delete the pair, if it is there. The kernel takes about 16 ms."""
+        self._gone(port)
         try:
             self._rtnl.delete_link(port)
         except OSError as error:
@@ -121,13 +139,20 @@ class Ports:
         return {
             link.name: link.alias[len(self._prefix) :]
             for link in self.links()
-            if link.alias.startswith(self._prefix) and link.kind == "veth"
+            if link.alias.startswith(self._prefix) and link.kind == "veth" and link.name.startswith(PORT_PREFIX)
         }
 
     def let_go(self, ports: Iterable[str]) -> None:
         """The namespace of these ports was let go: the kernel will delete them."""
-        self._dying |= {port for port in ports if self._exists(port)}
+        for port in ports:
+            self._gone(port)
+            if self._exists(port):
+                self._dying.add(port)
         self._tell()
+
+    def _gone(self, port: str) -> None:
+        if self._hook is not None:
+            self._hook.port_gone(port)
 
     @property
     def dying(self) -> frozenset[str]:

@@ -68,10 +68,13 @@ class FakePlane:
             return ()
         return [LanPath(one.name, PathKind.KERNEL if one.exists and one.is_up else PathKind.DOWN) for one in self.found]
 
-    def port_added(self, nic: Nic) -> None:
+    def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:  # noqa: ARG002 - there is nothing to do
+        return ()
+
+    def port_found(self, nic: Nic, index: int) -> None:
         pass
 
-    def port_gone(self, nic: Nic) -> None:
+    def port_gone(self, port: str) -> None:
         pass
 
     async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
