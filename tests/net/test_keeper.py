@@ -16,7 +16,7 @@ import pytest
 
 from nestbed import runlog
 from nestbed.linux.pidfd import open_process, pidfd_getfd, start_time
-from nestbed.process.protocol import MESSAGE_BYTES_MAX
+from nestbed.process.protocol import MESSAGE_BYTES_MAX, last_status
 
 pytestmark = pytest.mark.net
 
@@ -153,7 +153,7 @@ class KeeperUser:
         return b"".join(entry.data for entry in map(runlog.decode, lines) if entry)
 
     def status(self, id):
-        return json.loads((self.bundles / id / "status.json").read_text())
+        return last_status((self.bundles / id / "status.json").read_bytes())
 
     def kill(self):
         self.process.kill()

@@ -59,6 +59,21 @@ async def test_created_container_is_complete(bench, node) -> None:
     assert [member.container for member in node.lan("lan0").members] == ["web"]
 
 
+async def test_a_container_can_be_created_and_started_at_once(bench, node) -> None:
+    view = await node.create_container(bench.request(name="web"), start=True, admin=True)
+    assert view.status.state is State.RUNNING
+    again = await node.create_container(bench.request(name="other"), request_id="r1", start=True, admin=True)
+    assert (await node.create_container(bench.request(name="other"), request_id="r1", start=True, admin=True)) == again
+
+
+async def test_what_is_created_to_be_started_and_cannot_be_is_removed(bench, node) -> None:
+    bench.kernel.fail_next("start", HostLacks("no luck"))
+    with pytest.raises(HostLacks):
+        await node.create_container(bench.request(name="web"), start=True, admin=True)
+    assert node.containers() == []
+    assert (await node.audit())[0] == []
+
+
 async def test_name_is_made_up(bench, node) -> None:
     names = {(await node.create_container(bench.request(), admin=True)).spec.name for _ in range(3)}
     assert len(names) == 3

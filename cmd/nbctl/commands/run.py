@@ -106,12 +106,13 @@ def _create_options(parser: Parser) -> None:
     _container_options(parser)
 
 
-async def _created(context: Context, args: Namespace) -> Container:
+async def _created(context: Context, args: Namespace, *, start: bool = False) -> Container:
     from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
 
     if args.rm and args.restart and args.restart[0] != "no":
         raise Usage("--rm and --restart exclude each other", remedy="leave one of them out")
-    creating = asyncio.ensure_future(context.client.create_container(specs.container(args, "process"), request_id=secrets.token_hex(16)))
+    spec = specs.container(args, "process")
+    creating = asyncio.ensure_future(context.client.create_container(spec, request_id=secrets.token_hex(16), start=start))
     try:
         return await asyncio.shield(creating)
     except asyncio.CancelledError:
@@ -129,13 +130,8 @@ async def _create(context: Context, args: Namespace) -> int:
 
 async def _run(context: Context, args: Namespace) -> int:
     raw = _is_raw(args)
-    container = await _created(context, args)
+    container = await _created(context, args, start=args.detach)
     if args.detach:
-        try:
-            container = await context.client.start_container(container.id)
-        except BaseException:
-            await _discard(context, container)
-            raise
         output.show(context.output, [container], lambda: [container.name], single=True)
         return OK
     return await _run_in_front(context, args, container, raw=raw)

@@ -91,9 +91,12 @@ class Client:
 
     # ------------------------------------------------------------ containers
 
-    async def create_container(self, spec: api.ContainerSpec, *, request_id: str = "") -> api.Container:
-        """Make a container, state CREATED. The same ``request_id`` and spec give the same container again."""
-        request = api.CreateContainerRequest(spec=spec, request_id=request_id)
+    async def create_container(self, spec: api.ContainerSpec, *, request_id: str = "", start: bool = False) -> api.Container:
+        """Make a container, state CREATED. The same ``request_id`` and spec give the same container again.
+
+        With ``start`` also run its program, in the same call; one that cannot be started is removed again.
+        """
+        request = api.CreateContainerRequest(spec=spec, request_id=request_id, start=start)
         return (await self._call(self._containers.CreateContainer, request)).container
 
     async def get_container(self, container: str) -> api.Container:

@@ -8,6 +8,7 @@ import os
 import struct
 
 from nestbed.linux.libc import call
+from nestbed.linux.path import contents
 
 _PIDFD_GETFD = 438
 # struct pidfd_info of <linux/pidfd.h>: mask, cgroupid (u64), 11 ids from pid to fsgid (u32), exit_code (s32), then newer fields.
@@ -58,8 +59,7 @@ def zombie_status(pid: int) -> int | None:
 def _stat(pid: int) -> list[bytes]:
     """Fields 3 and on of ``/proc/PID/stat``; the second one is a name that may hold anything."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+        text = contents(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error
     return text[text.rindex(b")") + 2 :].split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -29,8 +30,21 @@ class Lifecycle:
 
     # ------------------------------------------------------------ make
 
-    async def create(self, request: ContainerRequest, request_id: str, *, admin: bool) -> Held:
+    async def create(self, request: ContainerRequest, request_id: str, *, start: bool, admin: bool) -> Held:
         """Make a container, or find the one that the same request made. See ``Node.create_container``."""
+        held, is_new = await self._make(request, request_id, admin=admin)
+        if start:
+            try:
+                await self.start(held, only_new=True)
+            except NestbedError:
+                if is_new:
+                    with contextlib.suppress(NestbedError):
+                        await self.delete(held, force=True)
+                raise
+        return held
+
+    async def _make(self, request: ContainerRequest, request_id: str, *, admin: bool) -> tuple[Held, bool]:
+        """The container, and whether this call made it."""
         check_request_id(request_id)
         request = check_container(request)
         privilege.check_creation(request.process, admin=admin)
@@ -39,7 +53,7 @@ class Lifecycle:
             requests.check_same(request_id, found.record.request_digest, digest)
             await found.made.wait()
             if not found.is_gone:
-                return found
+                return found, False
         runtime = self._parts.runtime(request.kind)
         spec = self._plan(request)
         record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process)))
@@ -59,7 +73,7 @@ class Lifecycle:
             held.made.set()
         self._parts.hosts.changed(spec.nics)
         self._parts.events.publish("container.created", spec.id, spec.name, kind=spec.kind.value)
-        return held
+        return held, True
 
     def _plan(self, request: ContainerRequest) -> Spec:
         registry = self._parts.registry
@@ -106,6 +120,22 @@ class Lifecycle:
         finally:
             await self._impairments.forget(held.spec.nics)
             self._parts.registry.drop(held)
+
+    # ------------------------------------------------------------ start
+
+    async def start(self, held: Held, *, only_new: bool = False) -> None:
+        """Start a container; ``only_new`` leaves one alone that was started before. See ``Node.start``."""
+        async with held.changing(State.STARTING):
+            container = await self._parts.container(held)
+            if only_new and container.status.state is not State.CREATED:
+                return
+            try:
+                await self._parts.hosts.refresh(held)
+                await container.start()
+            except NestbedError:
+                if container.status.state is not State.RUNNING:
+                    self.remove_if_wanted(held)
+                raise
 
     # ------------------------------------------------------------ follow
 
@@ -166,11 +196,11 @@ class Lifecycle:
         records: list[Record] = []
         for container_id in self._parts.store.container_ids():
             try:
-                record = self._parts.store.read(container_id)
+                record = self._parts.store.read(container_id) if self._parts.store.is_made(container_id) else None
             except CorruptState as error:
                 await self._lose(container_id, error)
                 continue
-            if record is None or not self._parts.store.is_made(container_id):
+            if record is None:
                 await self._clear(container_id)
             else:
                 records.append(record)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from nestbed import __version__
-from nestbed.errors import NestbedError, NotFound, Unsupported, WrongState
+from nestbed.errors import NotFound, Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
 from nestbed.model import (
     CaptureRequest,
@@ -148,13 +148,15 @@ class Node:
 
     # ------------------------------------------------------------ containers
 
-    async def create_container(self, request: ContainerRequest, *, request_id: str = "", admin: bool) -> ContainerView:
+    async def create_container(self, request: ContainerRequest, *, request_id: str = "", start: bool = False, admin: bool) -> ContainerView:
         """Make a container: CREATED, its NICs plugged. With a ``request_id`` that is known, the container it made.
+
+        With ``start`` it is RUNNING, unless it has ended already. One that cannot be started is removed again.
 
         Raises:
             InvalidArgument, AlreadyExists, NotFound, PermissionDenied, Unsupported, HostLacks, ResourceExhausted: nothing was made.
         """
-        held = await self._parts.operations.run(self._lifecycle.create(request, request_id, admin=admin))
+        held = await self._parts.operations.run(self._lifecycle.create(request, request_id, start=start, admin=admin))
         return held.view()
 
     def container(self, ref: str) -> ContainerView:
@@ -472,15 +474,7 @@ class Node:
         return self._parts.registry.find(ref)
 
     async def _start(self, held: Held) -> ContainerView:
-        async with held.changing(State.STARTING):
-            container = await self._parts.container(held)
-            try:
-                await self._parts.hosts.refresh(held)
-                await container.start()
-            except NestbedError:
-                if container.status.state is not State.RUNNING:
-                    self._lifecycle.remove_if_wanted(held)
-                raise
+        await self._lifecycle.start(held)
         return held.view()
 
     async def _stop(self, held: Held, grace_seconds: float) -> ContainerView:

@@ -1,8 +1,8 @@
 """The records of a node on disk: ``containers/<id>/record.json`` and ``lans/<id>.json`` in the state directory.
 
-The empty file ``made`` beside a container's record says that the container is whole: it comes after everything was made and goes before
-anything is removed, so a bundle without it is to be removed. (A file of its own, because ext4 writes data out at once when a file is
-replaced: that takes longer than all the rest.)
+A container's record has a second name, ``made``, once the container is whole: it comes after everything was made and goes before anything
+is removed, so a bundle without it is to be removed. (Another name, because it costs no inode, and ext4 writes data out at once when a
+file is replaced: that takes longer than all the rest.)
 
 A record is replaced as a whole (written beside it, then renamed), so a reader finds the old one or the new one. It is not synced: what
 a power failure takes, it takes together with everything the record was about.
@@ -85,7 +85,8 @@ class Store:
         with translated(f"making the bundle of container {record.spec.name}", container=record.spec.name, path=bundle.path):
             bundle.path.mkdir(mode=0o700)
         try:
-            self.write(record)
+            with translated(f"writing the record of container {record.spec.name}", container=record.spec.name, path=bundle.path):
+                _write(f"{bundle.path}/{_RECORD}", _document(record), os.O_EXCL)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_tree(self._containers_fd, record.spec.id)
@@ -94,9 +95,9 @@ class Store:
 
     def mark_made(self, container_id: str) -> None:
         """Record that the container is whole. Idempotent."""
-        path = self._containers / container_id / _MADE
-        with translated(f"making {path}", path=path):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        path = f"{self._containers}/{container_id}/{_MADE}"
+        with translated(f"making {path}", path=path), contextlib.suppress(FileExistsError):
+            os.link(f"{self._containers}/{container_id}/{_RECORD}", path)
 
     def unmark_made(self, container_id: str) -> None:
         """Record that the container is being removed. Idempotent."""
@@ -112,7 +113,7 @@ class Store:
         """Replace the record of a container that has a bundle."""
         path = self._containers / record.spec.id / _RECORD
         with translated(f"writing the record of container {record.spec.name}", container=record.spec.name, path=path):
-            _replace(path, {"version": _VERSION, **to_json(record)})
+            _replace(path, _document(record))
 
     def read(self, container_id: str) -> Record | None:
         """The record of a bundle; None if it has none yet.
@@ -157,7 +158,7 @@ class Store:
         """Write the record of a LAN, or replace it."""
         path = self._lan_path(record.lan.id)
         with translated(f"writing the record of LAN {record.lan.name}", lan=record.lan.name, path=path):
-            _replace(path, {"version": _VERSION, **to_json(record)})
+            _replace(path, _document(record))
 
     def remove_lan(self, lan_id: str) -> None:
         """Remove the record of a LAN. Idempotent."""
@@ -183,17 +184,25 @@ class Store:
         return self._lans / f"{lan_id}.json"
 
 
+def _document(record: Record | LanRecord) -> dict[str, Any]:
+    return {"version": _VERSION, **to_json(record)}
+
+
 def _replace(path: Path, data: dict[str, Any]) -> None:
     new = f"{path}{_NEW}"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        with open(fd, "wb") as file:
-            file.write(json.dumps(data, separators=(",", ":")).encode())
+        _write(new, data, os.O_TRUNC)
         os.rename(new, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(new)
         raise
+
+
+def _write(path: str, data: dict[str, Any], flags: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    with open(fd, "wb") as file:
+        file.write(json.dumps(data, separators=(",", ":")).encode())
 
 
 def _read(path: Path) -> Any:

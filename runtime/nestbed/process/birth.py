@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nestbed.linux.namespace import (
@@ -23,6 +24,7 @@ from nestbed.linux.namespace import (
     CLONE_NEWPID,
     CLONE_NEWUTS,
 )
+from nestbed.linux.pidfd import start_time
 from nestbed.process.launch import Prepared, write_first, write_joining
 from nestbed.process.program import Program
 from nestbed.process.protocol import Launch
@@ -79,6 +81,11 @@ class Birth:
             for fd in self._theirs:
                 os.close(fd)
             self._theirs = []
+
+    @cached_property
+    def start_time(self) -> int:
+        """Of its process."""
+        return start_time(self.pid)
 
     def alive(self) -> bool:
         """Whether it still waits for the word (it may have been killed)."""

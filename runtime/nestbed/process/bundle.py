@@ -10,7 +10,7 @@ from typing import Any, cast
 from nestbed.errors import Busy, CorruptState, translated
 from nestbed.linux.remove import remove_tree
 from nestbed.model import Bundle
-from nestbed.process.protocol import Launch
+from nestbed.process.protocol import Launch, last_status
 
 NODE_FILES = ("record.json",)
 """What in a bundle is not the runtime's."""
@@ -55,7 +55,13 @@ def read_status(bundle: Bundle) -> dict[str, Any] | None:
     Raises:
         CorruptState: it cannot be read.
     """
-    return _read(bundle, "status.json")
+    path = bundle.path / "status.json"
+    try:
+        return last_status(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _corrupt(bundle, f"status.json: {error}") from error
 
 
 def forget_status(bundle: Bundle) -> None:

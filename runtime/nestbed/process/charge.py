@@ -14,13 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from nestbed.linux.pidfd import exit_information, open_process, start_time, zombie_status
+from nestbed.linux.path import contents
+from nestbed.linux.pidfd import exit_information, open_process, zombie_status
 from nestbed.process import holder
 from nestbed.process.birth import Birth, Join, Refusal
 from nestbed.process.inflight import Piece
 from nestbed.process.output import Journal, Outlet, Sink
 from nestbed.process.places import BUNDLES
-from nestbed.process.protocol import Launch
+from nestbed.process.protocol import Launch, last_status
 
 if TYPE_CHECKING:
     from nestbed.process.keeper import Keeper
@@ -32,6 +33,9 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 60.0
 BACKOFF_RESET_SECONDS = 10.0
 """A run of at least this long makes the next restart quick again."""
+
+_STATUS_BYTES_MAX = 1 << 14
+"""How long ``status.json`` may grow before it begins anew."""
 
 _EXIT_TRIES, _EXIT_TRY_SECONDS = 50, 0.02
 """How long the kernel may take to tell how the child of a dead keeper ended."""
@@ -96,21 +100,11 @@ class Charge:
         }
 
     def _save(self, **changes: Any) -> None:
-        """Write ``status.json``, with ``changes`` to what :meth:`status` says; on a full disk it is tried again until it succeeds."""
-        if not os.path.isdir(self._bundle):
-            return
-        new = f"{self._bundle}/status.json.new"
-        data = json.dumps({**self.status(), **changes}).encode()
+        """Add to ``status.json``, with ``changes`` to what :meth:`status` says; on a full disk it is tried again until it succeeds."""
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                # With its blocks allocated, ext4 does not write the file out when it replaces another.
-                os.posix_fallocate(fd, 0, len(data))
-                if os.write(fd, data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(fd)
-            os.rename(new, f"{self._bundle}/status.json")
+            _append(f"{self._bundle}/status.json", json.dumps({**self.status(), **changes}).encode())
+        except FileNotFoundError:  # it is being removed
+            return
         except OSError:
             if not self._is_unsaved:
                 self._is_unsaved = True
@@ -157,8 +151,7 @@ class Charge:
 
     def _read_launch(self) -> Launch:
         try:
-            with open(f"{self._bundle}/launch.json", "rb") as file:
-                launch: Launch = json.load(file)
+            launch: Launch = json.loads(contents(f"{self._bundle}/launch.json"))
         except OSError as error:
             raise Refusal("keeper", error.errno or errno.EIO, "the bundle has no launch.json") from error
         if launch["id"] != self.id:
@@ -186,7 +179,7 @@ class Charge:
     def _save_before(self, birth: Birth) -> None:
         """Record the run before the program executes: should this keeper die next, another one finds it by this."""
         pipes = [os.fstat(fd).st_ino for fd in (birth.out_fd, birth.err_fd) if fd >= 0]
-        self._save(state="running", pid=birth.pid, start_time=start_time(birth.pid), exit=None, pipes=pipes)
+        self._save(state="running", pid=birth.pid, start_time=birth.start_time, exit=None, pipes=pipes)
 
     def _launched(self, launch: Launch, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
         """The child has executed the program or told what went wrong."""
@@ -197,7 +190,7 @@ class Charge:
             self._save()
             complete(refusal, {}, [])
             return
-        self._pid, self._pidfd, self._start_time = birth.pid, birth.pidfd, start_time(birth.pid)
+        self._pid, self._pidfd, self._start_time = birth.pid, birth.pidfd, birth.start_time
         self._state, self._exit, self._ours = "running", None, True
         self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
         if max(self._stdin_fd, self._terminal_fd) >= 0:
@@ -257,11 +250,10 @@ class Charge:
         if not self._memory_file:
             return 0
         try:
-            fd = os.open(self._memory_file.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.host_root_fd)
+            text = contents(self._memory_file.lstrip("/"), dir_fd=self._keeper.host_root_fd)
         except OSError:
             return 0
-        with os.fdopen(fd) as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(b"oom_kill ")), 0)
 
     def _ended(self, tries: int = 0) -> None:
         """The first process ended, and with it all of the container's."""
@@ -445,7 +437,7 @@ class Charge:
         self._execs[exec_id] = birth.pidfd
         self._keeper.loop.watch(birth.pidfd, lambda: self._exec_ended(exec_id))
         streams = [birth.terminal_fd] if birth.terminal_fd >= 0 else []
-        complete(None, {"pid": birth.pid, "start_time": start_time(birth.pid)}, [os.dup(birth.pidfd), *streams])
+        complete(None, {"pid": birth.pid, "start_time": birth.start_time}, [os.dup(birth.pidfd), *streams])
 
     def _exec_ended(self, exec_id: str) -> None:
         pidfd = self._execs.pop(exec_id)
@@ -484,9 +476,10 @@ class Charge:
     def recall(self) -> tuple[Launch, dict[str, Any]] | None:
         """Know again what an earlier keeper left in the bundle: ``launch.json`` and ``status.json``; None if they are not there."""
         try:
-            with open(f"{self._bundle}/status.json", "rb") as file:
-                record = json.load(file)
+            record = last_status(contents(f"{self._bundle}/status.json"))
             launch = self._read_launch()
+            if record is None:
+                return None
             self._load(record)
         except (OSError, ValueError, KeyError, TypeError, Refusal):
             return None
@@ -624,6 +617,25 @@ class Charge:
         if self._netns_fd >= 0:
             os.close(self._netns_fd)
             self._netns_fd = -1
+
+
+def _append(path: str, text: bytes) -> None:
+    """Add a line, whole or not at all; nothing is renamed, which would take an inode each time. A file grown long begins anew.
+
+    Raises:
+        OSError: ENOSPC, or as the file system says.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        if size > _STATUS_BYTES_MAX:
+            _append(f"{path}.new", text)
+            os.rename(f"{path}.new", path)
+        elif os.write(fd, b"\n%b\n" % text) < len(text) + 2:
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
 
 
 def _close(fds: list[int]) -> None:

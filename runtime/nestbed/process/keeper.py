@@ -35,7 +35,7 @@ from nestbed.process.netns import NetworkNamespaces
 from nestbed.process.output import CHUNK_BYTES, Sink
 from nestbed.process.places import BUNDLES
 from nestbed.process.program import Memory
-from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX, VERSION
+from nestbed.process.protocol import MESSAGE_BYTES_MAX, VERSION, receive
 
 Handler = Callable[[], object]
 
@@ -152,6 +152,7 @@ class Keeper:
             "list": lambda: ({"containers": {id: charge.status() for id, charge in self.charges.items()}}, []),
         }
         self._received: list[int] = []
+        self._buffer = bytearray(MESSAGE_BYTES_MAX)
         self._seq: object = None
         """Of the request that is being served."""
         self._use(channel)
@@ -234,15 +235,13 @@ class Keeper:
     def _serve(self) -> None:
         assert self._channel is not None
         try:
-            data, fds, flags, _ = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
+            data, fds, flags = receive(self._channel, self._buffer)
         except OSError:
             data, fds, flags = b"", [], 0
         if not data:
             self._hang_up()
             return
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        self._received = list(fds)
+        self._received = fds
         self._seq = None
         try:
             answer = self._perform(data, flags)

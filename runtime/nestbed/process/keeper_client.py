@@ -23,7 +23,7 @@ from typing import Any
 
 from nestbed.errors import Unavailable, translated
 from nestbed.linux.pidfd import open_process, pidfd_getfd
-from nestbed.process.protocol import FDS_MAX, MESSAGE_BYTES_MAX
+from nestbed.process.protocol import MESSAGE_BYTES_MAX, receive
 
 START_SECONDS = 20.0
 
@@ -72,6 +72,7 @@ class KeeperClient:
         self._pid = 0
         self._pidfd = -1
         self._sequence = itertools.count(1)
+        self._buffer = bytearray(MESSAGE_BYTES_MAX)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._ready: asyncio.Future[dict[str, Any]] | None = None
@@ -226,7 +227,7 @@ class KeeperClient:
         """Take every message that is there."""
         while self._socket is not None:
             try:
-                data, fds, flags, _ = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, FDS_MAX)
+                data, fds, flags = receive(self._socket, self._buffer)
             except BlockingIOError:
                 return
             except OSError:
@@ -234,13 +235,11 @@ class KeeperClient:
             if not data:
                 self._broken()
                 return
-            for fd in fds:
-                os.set_inheritable(fd, False)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 close_all(fds)
                 self._broken()
                 return
-            self._dispatch(json.loads(data), list(fds))
+            self._dispatch(json.loads(data), fds)
 
     def _dispatch(self, message: dict[str, Any], fds: list[int]) -> None:
         if "event" in message:

@@ -322,7 +322,7 @@ class Cgroups:
         if resources.cpus is not None or changing:
             self._set_cpu(directories, resources.cpus)
         if resources.memory_bytes is not None or changing:
-            self._set_memory(directories, resources.memory_bytes)
+            self._set_memory(directories, resources.memory_bytes, changing=changing)
         if (resources.pids is not None or changing) and self.tree.can("pids"):
             write(directories.get("pids", directories.get("unified", Path())) / "pids.max", _or_max(resources.pids))
         if resources.io_weight is not None:
@@ -337,7 +337,7 @@ class Cgroups:
         elif "cpu" in self.tree.v2_limits:
             write(directories["unified"] / "cpu.max", f"{_or_max(quota)} {PERIOD_US}")
 
-    def _set_memory(self, directories: dict[str, Path], limit: int | None) -> None:
+    def _set_memory(self, directories: dict[str, Path], limit: int | None, *, changing: bool) -> None:
         if "memory" not in directories:
             if "memory" in self.tree.v2_limits:
                 write(directories["unified"] / "memory.max", _or_max(limit))
@@ -348,7 +348,7 @@ class Cgroups:
         value = -1 if limit is None else limit
         # Memory with swap may never be less than memory alone: grow it first, shrink it last.
         swap = (path / "memory.memsw.limit_in_bytes").exists()
-        if swap:
+        if swap and changing:
             controller.memsw_limit_in_bytes = -1
         controller.limit_in_bytes = value
         if swap and limit is not None:

@@ -128,26 +128,25 @@ def make(steps: Steps, path: str, *, directory: bool, allow: tuple[int, ...] = (
         parent = PARENT
 
 
-def cover(steps: Steps, directory: int, path: Text = "", *, absent_is_fine: bool = False) -> None:
-    """Hide what is at ``path``, be it a directory or a file, behind emptiness."""
+def cover(steps: Steps, target: int, *, is_directory: bool | None) -> None:
+    """Hide what ``target`` is open at behind emptiness; None if it is not known what it is."""
+    if is_directory is not None:
+        copy_tree(steps, AT_FDCWD, MASK_DIR if is_directory else MASK_FILE)
+        attach(steps, TREE, target)
+        return
     is_file, end = Label(), Label()
-    absent = (ENOENT,) if absent_is_fine else ()
     copy_tree(steps, AT_FDCWD, MASK_DIR)
-    attach(steps, TREE, directory, path, allow=(*_MISPLACED, *absent), orelse=is_file)
+    attach(steps, TREE, target, allow=_MISPLACED, orelse=is_file)
     steps.jump(end)
     steps.mark(is_file)
     copy_tree(steps, AT_FDCWD, MASK_FILE)
-    attach(steps, TREE, directory, path, allow=absent)
+    attach(steps, TREE, target)
     steps.mark(end)
 
 
-def mask(steps: Steps, path: str, *, is_directory: bool | None) -> None:
-    """Hide a path inside, if it is there; None if it is not known what it is."""
+def mask(steps: Steps, directory: int, path: str, *, is_directory: bool | None) -> None:
+    """Hide a path below ``directory``, if it is there; no tree is copied in vain, for to drop one takes the kernel long."""
     end = Label()
-    look_up(steps, ROOT, path, to=FOUND, allow=(ENOENT,), orelse=end)
-    if is_directory is None:
-        cover(steps, FOUND)
-    else:
-        copy_tree(steps, AT_FDCWD, MASK_DIR if is_directory else MASK_FILE)
-        attach(steps, TREE, FOUND)
+    look_up(steps, directory, path, to=FOUND, allow=(ENOENT,), orelse=end)
+    cover(steps, FOUND, is_directory=is_directory)
     steps.mark(end)

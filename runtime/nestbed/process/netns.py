@@ -6,24 +6,21 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterable
 
 from nestbed.linux.namespace import CLONE_NEWNET, setns, unshare
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
-_DEFAULTS = (
-    *(
-        (f"ipv4/conf/{conf}/{name}", value)
-        for conf in ("all", "default")
-        for name, value in (("forwarding", "0"), ("rp_filter", "0"), ("accept_redirects", "1"), ("send_redirects", "1"))
-    ),
-    ("ipv4/conf/all/arp_ignore", "1"),
-    ("ipv4/conf/all/arp_announce", "2"),
-    ("ipv4/ip_unprivileged_port_start", "0"),
-    ("ipv4/ping_group_range", "0 2147483647"),
-    ("ipv6/conf/default/dad_transmits", "0"),
-    ("ipv6/conf/default/router_solicitations", "0"),
-)
+_INHERITED = (("forwarding", b"0"), ("rp_filter", b"0"), ("accept_redirects", b"1"), ("send_redirects", b"1"))
 """A new namespace takes over IPv4 settings of the machine's first one; containers must not show on which machine they are."""
+_DEFAULTS = (
+    ("ipv4/conf/all", (*_INHERITED, ("arp_ignore", b"1"), ("arp_announce", b"2"))),
+    ("ipv4/conf/default", _INHERITED),
+    ("ipv4", (("ip_unprivileged_port_start", b"0"), ("ping_group_range", b"0 2147483647"))),
+    ("ipv6/conf/default", (("dad_transmits", b"0"), ("router_solicitations", b"0"))),
+)
+"""Directories below /proc/sys/net and what to write there. Each is opened once: the kernel looks up the first name below ``net`` among
+those of all network namespaces there are."""
 
 SPARES = 2
 
@@ -57,15 +54,24 @@ class NetworkNamespaces:
     def _make(self) -> int:
         unshare(CLONE_NEWNET)
         try:
-            for path, value in _DEFAULTS:
-                try:
-                    fd = os.open(f"/proc/sys/net/{path}", os.O_WRONLY | os.O_CLOEXEC)
-                except FileNotFoundError:  # a kernel without IPv6
-                    continue
-                os.write(fd, value.encode())
-                os.close(fd)
+            for directory, values in _DEFAULTS:
+                _write_all(directory, values)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
                 fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
             return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             setns(self._own_fd, CLONE_NEWNET)
+
+
+def _write_all(directory: str, values: Iterable[tuple[str, bytes]]) -> None:
+    try:
+        directory_fd = os.open(f"/proc/sys/net/{directory}", os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:  # a kernel without IPv6
+        return
+    try:
+        for name, value in values:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+            os.write(fd, value)
+            os.close(fd)
+    finally:
+        os.close(directory_fd)

@@ -55,7 +55,8 @@ Events: ``exited`` ``{"id", "status"}`` (after the log is complete and ``status.
 not executable.
 
 **In the bundle**: ``launch.json`` (nestbedd's, written before ``prepare``; the keys of :class:`Launch`), ``hosts`` (nestbedd's,
-before ``prepare``; shown inside, so rewritten in place, never replaced), ``status.json`` (the keeper's, replaced atomically: ``state``
+before ``prepare``; shown inside, so rewritten in place, never replaced), ``status.json`` (the keeper's, a line for each change, of
+which the last whole one counts, :func:`last_status`: ``state``
 created|running|restarting|stopped, ``pid``, ``start_time`` (clock ticks), ``started_at``, ``exit`` (code, signal, reason, message, at)
 or null, ``restarts``, ``log_bytes_lost``, ``stop_asked``, ``pipes`` (inode numbers), ``holder``), ``log`` and ``log.1`` ... (the
 keeper's; format in ``nestbed.runlog``).
@@ -63,11 +64,15 @@ keeper's; format in ``nestbed.runlog``).
 
 from __future__ import annotations
 
+import array
+import json
+import socket
 from typing import Any, TypedDict
 
 MESSAGE_BYTES_MAX = 256 * 1024
 FDS_MAX = 8
 VERSION = 1
+_ANCILLARY_BYTES = socket.CMSG_LEN(FDS_MAX * array.array("i").itemsize)
 
 STEPS = (
     "cgroup",
@@ -154,3 +159,34 @@ class Launch(TypedDict, total=False):
     """{"bytes_max": per file, "files": how many}"""
     scratch_bytes: int
     """Size limit of the tmpfs behind /run, /dev/shm and thrown-away changes; 0 is the kernel's default."""
+
+
+def last_status(text: bytes) -> dict[str, Any] | None:
+    """What ``status.json`` says; None if nothing was written yet. What a crash tore does not count.
+
+    Raises:
+        ValueError: none of it can be understood.
+    """
+    lines = [line for line in text.split(b"\n") if line]
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    if lines:
+        raise ValueError("no line of status.json can be understood")
+    return None
+
+
+def receive(channel: socket.socket, buffer: bytearray) -> tuple[bytes, list[int], int]:
+    """One message of the channel, through a buffer of ``MESSAGE_BYTES_MAX``: its bytes, its descriptors (close-on-exec), and the flags of
+    recvmsg(2).
+    """
+    length, ancillary, flags, _ = channel.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return bytes(buffer[:length]), list(fds), flags

@@ -172,7 +172,7 @@ def _overlay(steps: Steps, point: str, data: str, flags: int) -> None:
 def _masked(steps: Steps, covers: Covers) -> None:
     open_at(steps, AT_FDCWD, NEW_ROOT, os.O_PATH, to=ROOT)
     for path, is_directory in covers.masks:
-        mask(steps, path, is_directory=is_directory)
+        mask(steps, ROOT, path, is_directory=is_directory)
 
 
 def _rootfs(program: Program, path: str) -> None:
@@ -199,7 +199,7 @@ def _mount(program: Program, item: LaunchMount, source: Register, *, create: boo
     restrict(program, source, attributes, recursive=True)
     attach(program, source, FOUND)
     for path in item["masks"]:
-        mask(program, path, is_directory=None)
+        mask(program, ROOT, path, is_directory=None)
 
 
 def _is_directory(source: str) -> bool:

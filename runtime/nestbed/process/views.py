@@ -24,9 +24,9 @@ from nestbed.process.mounting import (
     TREE,
     attach,
     copy_tree,
-    cover,
     look_up,
     make,
+    mask,
     new_file_system,
     open_at,
     place,
@@ -38,7 +38,8 @@ from nestbed.process.protocol import Launch
 
 _LOCKED = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
 _PROC_READ_ONLY = ("bus", "fs", "irq", "pressure", "sysrq-trigger")
-_PROC_HIDDEN = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
+_PROC_HIDDEN = ("acpi", "asound", "scsi")
+_PROC_HIDDEN_FILES = ("kcore", "keys", "latency_stats", "sched_debug", "timer_list", "timer_stats")
 _SYS_HIDDEN = ("firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing")
 _RESOLV_CONF = b"# No name server: the members of this container's LANs are in /etc/hosts.\n"
 _NO_PLACE = (errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
@@ -96,8 +97,8 @@ def protect(steps: Steps) -> None:
         attach(steps, TREE, PROC, name)
         steps.mark(absent)
     attach(steps, net, PROC, "sys/net")
-    for name in _PROC_HIDDEN:
-        cover(steps, PROC, name, absent_is_fine=True)
+    for name in (*_PROC_HIDDEN, *_PROC_HIDDEN_FILES):
+        mask(steps, PROC, name, is_directory=name in _PROC_HIDDEN)
 
 
 def write_terminal(program: Program, launch: Launch, channel_fd: int) -> Register:
@@ -157,7 +158,7 @@ def _kernel(steps: Steps, *, create: bool) -> None:
     new_file_system(steps, "sysfs", (), _LOCKED | mount.MOUNT_ATTR_RDONLY, to=SYS)
     place(steps, SYS, "sys", create=create)
     for name in _SYS_HIDDEN:
-        cover(steps, SYS, name, absent_is_fine=True)
+        mask(steps, SYS, name, is_directory=True)
 
 
 def _dev(steps: Steps, *, create: bool) -> None:

@@ -27,7 +27,7 @@ class Containers(ContainerServiceServicer):
     async def CreateContainer(self, request: api.CreateContainerRequest, context: Any) -> api.CreateContainerResponse:
         admin = caller().is_admin
         wanted = convert.container_request(request.spec, admin=admin)
-        view = await self._node.create_container(wanted, request_id=request.request_id, admin=admin)
+        view = await self._node.create_container(wanted, request_id=request.request_id, start=request.start, admin=admin)
         return api.CreateContainerResponse(container=present.container(view))
 
     async def GetContainer(self, request: api.GetContainerRequest, context: Any) -> api.GetContainerResponse:

@@ -768,8 +768,11 @@ class CreateContainerRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent: any text of up to 64 characters, unique per intended container."""
+    start: _builtins.bool
+    """Also start it: one call instead of two. If it cannot be started, it is removed again."""
     @_builtins.property
     def spec(self) -> Global___ContainerSpec:
         """What is asked for."""
@@ -779,10 +782,11 @@ class CreateContainerRequest(_message.Message):
         *,
         spec: Global___ContainerSpec | None = ...,
         request_id: _builtins.str = ...,
+        start: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

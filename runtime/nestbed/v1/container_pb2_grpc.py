@@ -128,7 +128,7 @@ class ContainerServiceServicer:
 
     def CreateContainer(self, request, context):
         """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
-        content gives the same container again.
+        content gives the same container again. With `start` it is also started, and answers when the program has been executed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

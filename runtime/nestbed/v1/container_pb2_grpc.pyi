@@ -18,7 +18,7 @@ class ContainerServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.CreateContainerRequest, _container_pb2.CreateContainerResponse]
     """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
-    content gives the same container again.
+    content gives the same container again. With `start` it is also started, and answers when the program has been executed.
     """
     GetContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.GetContainerRequest, _container_pb2.GetContainerResponse]
     """GetContainer gives one container."""
@@ -65,7 +65,7 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_container_pb2.CreateContainerRequest, _abc.Awaitable[_container_pb2.CreateContainerResponse]],
     ) -> _abc.Awaitable[_container_pb2.CreateContainerResponse]:
         """CreateContainer makes a container in state CREATED: its NICs are plugged, nothing runs. The same request_id with the same
-        content gives the same container again.
+        content gives the same container again. With `start` it is also started, and answers when the program has been executed.
         """
 
     @_abc_1.abstractmethod

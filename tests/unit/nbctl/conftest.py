@@ -150,7 +150,10 @@ class Containers(container_pb2_grpc.ContainerServiceServicer):
         self.node.calls.append(request)
         if request.spec.name == "taken":
             refused(context, InvalidArgument("the name is taken", remedy="choose another"))
-        made = self.node.add(request.spec.name or "made-up", state=api.CONTAINER_STATE_CREATED)
+        if request.start and (error := program_error([*request.spec.process.args, ""])):
+            refused(context, error)
+        state = api.CONTAINER_STATE_RUNNING if request.start else api.CONTAINER_STATE_CREATED
+        made = self.node.add(request.spec.name or "made-up", state=state)
         made.spec.CopyFrom(request.spec)
         return api.CreateContainerResponse(container=made)
 
