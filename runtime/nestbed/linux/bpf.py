@@ -26,7 +26,10 @@ BPF_FS_MAGIC = 0xCAFE4A11
 
 _PER_CPU = frozenset({5, 6, 10, 21})
 """BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH and _PERCPU_CGROUP_STORAGE."""
+_LIBBPF_INFO = 1
 _LOG_LINES_MAX = 12
+_LOG_BYTES_MAX = 4 * 1024 * 1024
+"""The verifier's log comes in one piece, and its end is what matters."""
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 _said: list[str] = []
@@ -58,8 +61,10 @@ class _MapInfo(ctypes.Structure):
     )
 
 
-def _listen(_level: int, text: bytes, arguments: int) -> int:
-    buffer = ctypes.create_string_buffer(64 * 1024)
+def _listen(level: int, text: bytes, arguments: int) -> int:
+    if level > _LIBBPF_INFO:
+        return 0
+    buffer = ctypes.create_string_buffer(_LOG_BYTES_MAX)
     LIBC.vsnprintf(buffer, ctypes.c_size_t(len(buffer)), text, ctypes.c_void_p(arguments))
     _said.extend(buffer.value.decode("utf-8", "replace").splitlines())
     return 0
@@ -264,6 +269,6 @@ def _checked(result: int) -> int:
 
 
 def _refused(number: int, doing: str) -> OSError:
-    log = [line.removeprefix("libbpf: ") for line in _said if line.strip()][-_LOG_LINES_MAX:]
+    log = [line.removeprefix("libbpf: ") for line in _said if line.strip() and "unpinned map" not in line][-_LOG_LINES_MAX:]
     _said.clear()
     return OSError(number or errno.EINVAL, f"{doing}: {os.strerror(number or errno.EINVAL)}" + "".join(f"\n  {line}" for line in log))

@@ -34,12 +34,19 @@ enum lan_flags {
 	LAN_UNICAST = 2, /* to each peer instead of to the group */
 };
 
+/* What stands before each frame; aligned, so that it begins two bytes late. */
+struct outer {
+	__u16 unused;
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
+};
+
 /* One underlay of a LAN. The header is complete but for lengths, IP id and checksum, source port, and in unicast the destination. */
 struct leg {
 	__u32 ifindex;
 	__u32 mtu;
-	__u8 header[OUTER_LEN];
-	__u16 unused;
+	struct outer header;
 	__u32 sum; /* of the IP header as it stands, in ones' complement, not folded */
 };
 
@@ -262,27 +269,26 @@ struct sending {
 	__u32 hash;
 };
 
-/* Complete the 42 bytes for one destination. */
-static __always_inline void complete(__u8 *header, const struct leg *leg, const struct peer *peer, const struct sending *sending)
+/* Write the outer headers for one destination in front of the frame, where there is room for them. 0, or a negative errno. */
+static __always_inline int address_to(struct __sk_buff *skb, const struct leg *leg, const struct peer *peer, const struct sending *sending)
 {
-	struct iphdr *ip = (struct iphdr *)(header + ETH_HLEN);
-	struct udphdr *udp = (struct udphdr *)(header + ETH_HLEN + sizeof(*ip));
+	struct outer header = leg->header;
 	__u16 port = 32768 + (sending->hash & 0x3FFF);
 	__u32 sum = leg->sum;
 
-	__builtin_memcpy(header, leg->header, OUTER_LEN);
 	if (peer) {
-		__builtin_memcpy(header, peer->mac, ETH_ALEN);
-		ip->daddr = peer->address;
+		__builtin_memcpy(header.eth.h_dest, peer->mac, ETH_ALEN);
+		header.ip.daddr = peer->address;
 		sum += (peer->address & 0xFFFF) + (peer->address >> 16);
 	}
-	ip->tot_len = bpf_htons(sending->frame_length + sizeof(*ip) + sizeof(*udp));
-	ip->id = bpf_get_prandom_u32();
-	ip->check = fold(sum + ip->tot_len + ip->id);
-	udp->source = bpf_htons(port);
-	if (udp->source == udp->dest) /* that is QEMU's source port */
-		udp->source = bpf_htons(port ^ 1);
-	udp->len = bpf_htons(sending->frame_length + sizeof(*udp));
+	header.ip.tot_len = bpf_htons(sending->frame_length + sizeof(header.ip) + sizeof(header.udp));
+	header.ip.id = bpf_get_prandom_u32();
+	header.ip.check = fold(sum + header.ip.tot_len + header.ip.id);
+	header.udp.source = bpf_htons(port);
+	if (header.udp.source == header.udp.dest) /* that is QEMU's source port */
+		header.udp.source = bpf_htons(port ^ 1);
+	header.udp.len = bpf_htons(sending->frame_length + sizeof(header.udp));
+	return bpf_skb_store_bytes(skb, 0, &header.eth, OUTER_LEN, 0);
 }
 
 /* Take the tags out of the metadata: they go between the addresses and the EtherType, where the wire has them. Their length in bytes. */
@@ -332,44 +338,47 @@ static __always_inline int make_room(struct __sk_buff *skb, struct ethhdr *eth, 
 
 static __always_inline int send_to_group(struct __sk_buff *skb, struct lan *lan, const struct sending *sending)
 {
-	__u8 header[OUTER_LEN + 2];
-
 #pragma unroll
 	for (int i = 1; i < LEGS_MAX; i++)
-		if (i < lan->legs_count) {
-			complete(header, &lan->legs[i], NULL, sending);
-			if (bpf_skb_store_bytes(skb, 0, header, OUTER_LEN, 0) == 0)
-				bpf_clone_redirect(skb, lan->legs[i].ifindex, 0);
-		}
-	complete(header, &lan->legs[0], NULL, sending);
-	if (bpf_skb_store_bytes(skb, 0, header, OUTER_LEN, 0) < 0)
+		if (i < lan->legs_count && address_to(skb, &lan->legs[i], NULL, sending) == 0)
+			bpf_clone_redirect(skb, lan->legs[i].ifindex, 0);
+	if (address_to(skb, &lan->legs[0], NULL, sending) < 0)
 		return -1;
 	return bpf_redirect(lan->legs[0].ifindex, 0);
+}
+
+struct round {
+	struct __sk_buff *skb;
+	struct lan *lan;
+	const struct sending *sending;
+	__be32 only;
+	__u32 pending; /* the underlay for which the frame is addressed, but not sent: the last one needs no copy */
+	__s32 result;
+};
+
+static long send_to_peer(__u32 i, struct round *round)
+{
+	struct peer *peer = &round->lan->peers[i & (PEERS_MAX - 1)];
+	struct leg *leg = &round->lan->legs[peer->leg & (LEGS_MAX - 1)];
+
+	if (!peer->is_resolved || (round->only && peer->address != round->only))
+		return 0;
+	if (round->pending)
+		bpf_clone_redirect(round->skb, round->pending, 0);
+	round->pending = leg->ifindex;
+	round->result = address_to(round->skb, leg, peer, round->sending);
+	return round->result < 0;
 }
 
 /* To one peer, the one whose address is given, or to all. -1 if there is none that can be reached. */
 static __always_inline int send_to_peers(struct __sk_buff *skb, struct lan *lan, const struct sending *sending, __be32 only)
 {
-	__u8 header[OUTER_LEN + 2];
-	__u32 pending = 0;
+	struct round round = { .skb = skb, .lan = lan, .sending = sending, .only = only };
 
-	for (int i = 0; i < PEERS_MAX; i++) {
-		struct peer *peer = &lan->peers[i];
-		struct leg *leg;
-
-		if (i >= lan->peers_count)
-			break;
-		if (!peer->is_resolved || peer->leg >= LEGS_MAX || (only && peer->address != only))
-			continue;
-		leg = &lan->legs[peer->leg & (LEGS_MAX - 1)];
-		if (pending)
-			bpf_clone_redirect(skb, pending, 0);
-		complete(header, leg, peer, sending);
-		if (bpf_skb_store_bytes(skb, 0, header, OUTER_LEN, 0) < 0)
-			return -1;
-		pending = leg->ifindex;
-	}
-	return pending ? bpf_redirect(pending, 0) : -1;
+	bpf_loop(lan->peers_count, send_to_peer, &round, 0);
+	if (round.result < 0 || !round.pending)
+		return -1;
+	return bpf_redirect(round.pending, 0);
 }
 
 /* The peer that has a station, 0 for one that nobody or everybody has. */
@@ -474,15 +483,10 @@ static __always_inline int is_peer(struct lan *lan, __be32 address)
 /* A LAN with several underlays joins them: what came in on one goes out on the others, as it is. */
 static __always_inline void pass_on(struct __sk_buff *skb, struct lan *lan, __u32 came_in_on, const struct sending *sending)
 {
-	__u8 header[OUTER_LEN + 2];
-
 #pragma unroll
 	for (int i = 0; i < LEGS_MAX; i++)
-		if (i < lan->legs_count && lan->legs[i].ifindex != came_in_on) {
-			complete(header, &lan->legs[i], NULL, sending);
-			if (bpf_skb_store_bytes(skb, 0, header, OUTER_LEN, 0) == 0)
-				bpf_clone_redirect(skb, lan->legs[i].ifindex, 0);
-		}
+		if (i < lan->legs_count && lan->legs[i].ifindex != came_in_on && address_to(skb, &lan->legs[i], NULL, sending) == 0)
+			bpf_clone_redirect(skb, lan->legs[i].ifindex, 0);
 }
 
 /* Take the outer headers off: what is left begins with the inner Ethernet header. 0, or a negative errno. */
@@ -501,11 +505,6 @@ static __always_inline int strip(struct __sk_buff *skb, struct ethhdr *eth, __u3
 		return -1;
 	return bpf_skb_store_bytes(skb, 0, eth, sizeof(*eth), 0);
 }
-
-struct outer {
-	struct iphdr ip;
-	struct udphdr udp;
-};
 
 static __always_inline int into_bridge(struct __sk_buff *skb, struct lan *lan, struct place *place, const struct headers *headers)
 {
@@ -546,7 +545,7 @@ int decap(struct __sk_buff *skb)
 	/* A locally sent datagram that the stack loops back has no Ethernet header here, and is for the relay's sockets. */
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type == PACKET_LOOPBACK || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof(outer)) < 0 || outer.ip.protocol != IPPROTO_UDP || outer.ip.ihl != 5)
+	if (bpf_skb_load_bytes(skb, 0, &outer.eth, OUTER_LEN) < 0 || outer.ip.protocol != IPPROTO_UDP || outer.ip.ihl != 5)
 		return TC_ACT_UNSPEC;
 	if (outer.ip.frag_off & bpf_htons(0x3FFF)) /* the stack puts it together */
 		return TC_ACT_UNSPEC;
