@@ -20,7 +20,7 @@ from nestbed.linux.rtnl import Rtnl
 from nestbed.model import LanCounters
 
 OBJECT = Path(__file__).with_name("bpf") / "lan.bpf.o"
-MAPS = ("lans", "groups", "own_addresses", "lan_traffic", "places", "refusals", "echoes")
+MAPS = ("lans", "groups", "own_addresses", "lan_traffic", "places", "members", "refusals", "echoes")
 
 OUTER_BYTES = 42
 """Ethernet, IPv4 without options, UDP."""
@@ -31,7 +31,8 @@ LEGS_MAX, PEERS_MAX = 4, 64
 DECAP_PRIORITY, DECAP_HANDLE, DECAP_NAME = 0x6E62, 0x6E62, "nestbed-decap"
 """Where decap stands on an underlay's clsact, which may have others' filters: behind what has been put there with care."""
 
-_CLONE, _UNICAST = 1, 2
+_UNICAST = 1
+_MEMBER_SLOTS = 65536
 _LEG = struct.Struct("=II2x42sI")
 _PEER = struct.Struct("=4s6sBB")
 _LAN = struct.Struct("=QIIIIH2sBB2x")
@@ -65,10 +66,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the programs know of a LAN. ``port`` is the index of the bridge's uplink port, ``outer`` of its other end, ``tap`` 0 for none.
-
-    ``has_members``: other sockets of this machine are members of the group, so the slow path gets a copy of every frame.
-    """
+    """What the programs know of a LAN: ``port`` is the index of the bridge's uplink port, ``outer`` of its other end, ``tap`` 0: none."""
 
     lan_id: str
     group: str
@@ -80,7 +78,6 @@ class Entry:
     legs: tuple[Leg, ...] = ()
     peers: tuple[Peer, ...] = ()
     is_unicast: bool = False
-    has_members: bool = False
 
     @property
     def udp_port(self) -> int:
@@ -94,7 +91,7 @@ class Entry:
 
     def pack(self) -> bytes:
         """As ``struct lan``."""
-        flags = (_CLONE if self.has_members else 0) | (_UNICAST if self.is_unicast else 0)
+        flags = _UNICAST if self.is_unicast else 0
         head = _LAN.pack(
             lan_key(self.lan_id),
             self.port,
@@ -145,10 +142,30 @@ def lan_key(lan_id: str) -> int:
     return int.from_bytes(hashlib.sha256(lan_id.encode()).digest()[:8], "big")
 
 
+class MemberFlags:
+    """Which LANs have other sockets of this machine as members: what the relay tells the programs, and nobody else."""
+
+    def __init__(self, pin_dir: Path) -> None:
+        """OSError (ENOENT): there is no fast path."""
+        self._map = bpf.Map.pinned(pin_dir / "members")
+        self._chosen = {slot for slot in range(_MEMBER_SLOTS) if self._map.lookup(_INDEX.pack(slot)) != bytes(4)}
+
+    def choose(self, lan_ids: Collection[str]) -> None:
+        """From now on, frames of these LANs are copied to their taps, and of no others."""
+        wanted = {lan_key(lan_id) % _MEMBER_SLOTS for lan_id in lan_ids}
+        for slot in wanted ^ self._chosen:
+            self._map.update(_INDEX.pack(slot), _INDEX.pack(slot in wanted))
+        self._chosen = wanted
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        self._map.close()
+
+
 class FastPath:
     """The programs and maps. Errors are OSError.
 
-    A LAN is announced by :meth:`set`, whose order is such that at every moment what the programs find in the maps makes sense.
+    A LAN is announced by :meth:`put`, whose order is such that at every moment what the programs find in the maps makes sense.
     """
 
     def __init__(self, loaded: bpf.Object) -> None:
@@ -191,13 +208,11 @@ class FastPath:
 
     def on_underlay(self, index: int) -> bytes:
         """The request that has datagrams arriving on an underlay looked at, in the place of an earlier daemon's."""
-        return tc.program(
-            index, tc.Direction.INGRESS, self._decap, name=DECAP_NAME, priority=DECAP_PRIORITY, handle=DECAP_HANDLE
-        )
+        return tc.program(index, tc.Direction.INGRESS, self._decap, name=DECAP_NAME, priority=DECAP_PRIORITY, handle=DECAP_HANDLE)
 
     # ---- LANs
 
-    def set(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> None:
         """Carry the LAN as the entry says from now on; what was counted counts on."""
         key = _KEY.pack(lan_key(entry.lan_id))
         if self._maps["lan_traffic"].lookup_cpus(key) is None:
@@ -244,7 +259,7 @@ class FastPath:
                 self._maps["own_addresses"].delete(address)
 
     def counters(self, lan_id: str) -> LanCounters:
-        """What the LAN exchanged by this path since it was first set."""
+        """What the LAN exchanged by this path since it was first put."""
         values = self._maps["lan_traffic"].lookup_cpus(_KEY.pack(lan_key(lan_id))) or []
         sent = traffic.decode(value[: traffic.BYTES] for value in values)
         received = traffic.decode(value[traffic.BYTES :] for value in values)

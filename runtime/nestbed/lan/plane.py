@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from nestbed.errors import HostLacks
+from nestbed.errors import HostLacks, NestbedError
 from nestbed.lan import netfilter, underlays
 from nestbed.lan.bridge import Bridges
+from nestbed.lan.relaying import Relaying
 from nestbed.model import (
     NO_IMPAIRMENT,
     Ability,
@@ -23,7 +24,6 @@ from nestbed.model import (
     LanCounters,
     LanPath,
     Nic,
-    PathKind,
     PortStats,
     RelayMode,
     Underlay,
@@ -134,18 +134,30 @@ class Plane:
         self._underlays = tuple(underlays)
         self._relay = relay
         self._opened: Bridges | None = None
+        self._relaying: Relaying | None = None
 
     @property
     def _bridges(self) -> Bridges:
         assert self._opened is not None, "open comes first"
         return self._opened
 
+    @property
+    def _carrier(self) -> Relaying:
+        assert self._relaying is not None, "open comes first"
+        return self._relaying
+
     async def open(self, listener: PlaneListener) -> None:
         netfilter.keep_out()
-        self._listener = listener
         self._opened = Bridges(self._node_id)
+        self._relaying = Relaying(
+            node_id=self._node_id, run_dir=self._run_dir, underlays=self._underlays, mode=self._relay, listener=listener
+        )
+        self._relaying.start()
 
     async def aclose(self) -> None:
+        if self._relaying is not None:
+            await self._relaying.aclose()
+            self._relaying = None
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -154,16 +166,26 @@ class Plane:
         return [underlays.look_at(name) for name in self._underlays]
 
     async def create(self, lan: Lan) -> None:
-        _refuse_relayed(lan)
         self._bridges.make(lan)
+        if lan.is_relayed:
+            try:
+                self._carrier.take_up(lan)
+            except NestbedError:
+                await self.delete(lan)
+                raise
 
     async def ensure(self, lan: Lan) -> None:
         self._bridges.ensure(lan)
+        if lan.is_relayed:
+            self._carrier.take_up(lan)
 
     async def delete(self, lan: Lan) -> None:
+        if lan.is_relayed:
+            self._carrier.remove(lan)
         self._bridges.remove(lan.bridge)
 
     async def sweep(self, lans: Collection[Lan]) -> None:
+        self._carrier.sweep(lans)
         recorded = {lan.id for lan in lans}
         for name, lan_id in self._bridges.ours():
             if lan_id not in recorded:
@@ -178,13 +200,13 @@ class Plane:
             for lan in recorded.values()
             if (lan.bridge, lan.id) not in present
         ]
-        return [*extra, *missing]
+        return [*extra, *missing, *self._carrier.audit(lans)]
 
     def abilities(self) -> Sequence[Ability]:
-        return [netfilter.ability(), *underlays.abilities(self.underlays())]
+        return [netfilter.ability(), *underlays.abilities(self.underlays()), *self._carrier.abilities()]
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
-        return [LanPath(name, PathKind.DOWN, "nothing carries it") for name in self._underlays if lan.is_relayed]
+        return self._carrier.paths(lan)
 
     def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:  # noqa: ARG002 - nothing is counted
         return ()
@@ -209,20 +231,10 @@ class Plane:
         return None, None
 
     async def counters(self, lans: Collection[Lan]) -> Sequence[LanCounters]:
-        return [LanCounters(lan.id) for lan in lans]
+        return [self._carrier.counters(lan.id) for lan in lans]
 
     async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:  # noqa: ARG002 - nothing is counted
         return {}
 
     async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:  # noqa: ARG002 - refused
         raise HostLacks(f"{name} cannot be captured on this node", reason="NO_CAPTURE", remedy="see `nbctl info`", link=link)
-
-
-def _refuse_relayed(lan: Lan) -> None:
-    if lan.is_relayed:
-        raise HostLacks(
-            f"LAN {lan.name} cannot be carried to other machines by this node",
-            reason="NO_RELAY",
-            remedy="make it with --local",
-            lan=lan.name,
-        )

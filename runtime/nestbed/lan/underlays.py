@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nestbed.linux import ifreq
 from nestbed.model import Ability, Underlay
 
 MTU_MIN = 576
 """RFC 1122 section 3.3.2: what every host takes without fragments having to be put together beyond it."""
+
+_WORKING = ifreq.IFF_UP | ifreq.IFF_RUNNING
 
 
 def look_at(name: str) -> Underlay:
@@ -27,6 +30,47 @@ def look_at(name: str) -> Underlay:
             )
         except OSError:  # there is none, or it goes at this moment
             return Underlay(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What an underlay is to those who send on it: ``index`` is 0 without the interface. ``is_up``: it is set up and has a carrier."""
+
+    name: str
+    index: int = 0
+    mac: str = ""
+    is_up: bool = False
+    has_multicast: bool = False
+    address: str = ""
+    mtu: int = 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether datagrams can be sent on it."""
+        return self.is_up and bool(self.address) and self.mtu >= MTU_MIN
+
+    def fault(self, *, needs_multicast: bool) -> str:
+        """Why a LAN cannot use it now, as the end of a sentence that begins with its name; empty if it can."""
+        underlay = Underlay(self.name, bool(self.index), self.is_up, self.has_multicast, self.address, self.mtu)
+        return fault_of(underlay, needs_multicast=needs_multicast) or ("" if self.is_up else "is down")
+
+
+def look_out(name: str) -> Outlook:
+    """The interface as it is now, in the network namespace of this thread. Never raises."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            flags = ifreq.flags(sock, name)
+            return Outlook(
+                name,
+                index=ifreq.index(sock, name),
+                mac=ifreq.mac(sock, name),
+                is_up=flags & _WORKING == _WORKING,
+                has_multicast=bool(flags & ifreq.IFF_MULTICAST),
+                address=ifreq.address(sock, name),
+                mtu=ifreq.mtu(sock, name),
+            )
+        except OSError:  # there is none, or it goes at this moment
+            return Outlook(name)
 
 
 def fault_of(underlay: Underlay, *, needs_multicast: bool) -> str:

@@ -9,11 +9,14 @@ import socket
 import struct
 
 IFF_UP = 0x1
+IFF_RUNNING = 0x40
 IFF_MULTICAST = 0x1000
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFADDR = 0x8915
 _SIOCGIFMTU = 0x8921
+_SIOCGIFHWADDR = 0x8927
+_SIOCGIFINDEX = 0x8933
 _NAME_BYTES = 16
 _IFREQ_BYTES = 40
 
@@ -39,6 +42,18 @@ def address(sock: socket.socket, name: str) -> str:
             return ""
         raise
     return str(ipaddress.IPv4Address(answer[_NAME_BYTES + 4 : _NAME_BYTES + 8]))  # behind family and port of sockaddr_in
+
+
+def index(sock: socket.socket, name: str) -> int:
+    """Its index."""
+    (value,) = struct.unpack_from("=i", _ask(sock, _SIOCGIFINDEX, name), _NAME_BYTES)
+    return int(value)
+
+
+def mac(sock: socket.socket, name: str) -> str:
+    """Its hardware address, as that of an Ethernet device."""
+    answer = _ask(sock, _SIOCGIFHWADDR, name)
+    return answer[_NAME_BYTES + 2 : _NAME_BYTES + 8].hex(":")  # behind the family of a sockaddr
 
 
 def _ask(sock: socket.socket, request: int, name: str) -> bytes:

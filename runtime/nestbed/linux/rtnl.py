@@ -9,6 +9,7 @@ Every method raises OSError with the kernel's errno and, where it gives one, its
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -29,7 +30,7 @@ RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTNLGRP_LINK = 1
 
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
 _NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x100, 0x200, 0x400
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -141,6 +142,20 @@ def link_up(index: int) -> Request:
     message = ifinfmsg()
     message["index"], message["flags"], message["change"] = index, _IFF_UP, _IFF_UP
     return _Template(_request(message, RTM_NEWLINK, 0, [])).fill()
+
+
+def link_mtu(index: int, mtu: int) -> Request:
+    """Set the MTU of a device."""
+    message = ifinfmsg()
+    message["index"] = index
+    return _request(message, RTM_NEWLINK, 0, [("IFLA_MTU", mtu)])
+
+
+def link_master(index: int, bridge_index: int) -> Request:
+    """Make a device a port of the bridge."""
+    message = ifinfmsg()
+    message["index"] = index
+    return _request(message, RTM_NEWLINK, 0, [("IFLA_MASTER", bridge_index)])
 
 
 def link_deletion(name: str) -> Request:
@@ -264,7 +279,7 @@ class Rtnl:
         refused: OSError | None = None
         awaited = set(range(first, first + len(requests)))
         while awaited:
-            for kind, flags, sequence, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
+            for kind, flags, sequence, payload in messages(self._socket.recv(_RECEIVE_BYTES)):
                 if kind == _NLMSG_ERROR and sequence in awaited:
                     awaited.discard(sequence)
                     refused = refused or _refusal(flags, payload)
@@ -275,7 +290,7 @@ class Rtnl:
         self._sequence = sequence = (self._sequence + 1) & 0x7FFFFFFF
         self._socket.send(_NLMSGHDR.pack(16 + len(body), request, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body)
         while True:
-            for kind, flags, number, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
+            for kind, flags, number, payload in messages(self._socket.recv(_RECEIVE_BYTES)):
                 if number != sequence:
                     continue
                 if kind == _NLMSG_DONE:
@@ -284,6 +299,24 @@ class Rtnl:
                     raise _refusal(flags, payload) or OSError(0, "dump ended without an error")
                 if kind == answer:
                     yield payload
+
+    def ask(self, request: int, answer: int, body: bytes) -> memoryview:
+        """The body of the one ``answer`` message to a request about one thing (ENODEV, ENOENT: there is none)."""
+        self._sequence = sequence = (self._sequence + 1) & 0x7FFFFFFF
+        flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_ECHO  # before 6.8 tc answers to an echo alone
+        self._socket.send(_NLMSGHDR.pack(16 + len(body), request, flags, sequence, 0) + body)
+        found: memoryview | None = None
+        while True:
+            for kind, told, number, payload in messages(self._socket.recv(_RECEIVE_BYTES)):
+                if number != sequence:
+                    continue
+                if kind == answer:
+                    found = payload
+                elif kind == _NLMSG_ERROR:
+                    refusal = _refusal(told, payload)
+                    if refusal is not None or found is None:
+                        raise refusal or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+                    return found
 
     def _dump_links(self, filter_mask: int) -> Iterator[memoryview]:
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, filter_mask)  # IFLA_EXT_MASK
@@ -316,7 +349,7 @@ class LinkDeletions:
                 return names
             except OSError:  # ENOBUFS: more news than the buffer holds
                 return None
-            names |= {_link(payload).name for kind, _, _, payload in _messages(data) if kind == RTM_DELLINK}
+            names |= {_link(payload).name for kind, _, _, payload in messages(data) if kind == RTM_DELLINK}
 
 
 def _disable_ipv6(name: str) -> None:
@@ -370,7 +403,8 @@ def _link_info(kind: str, data: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
     return "IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data)})]}
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Type, flags, sequence number and body of each message in what was received."""
     view, offset = memoryview(data), 0
     while offset + 16 <= len(data):
         length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, offset)

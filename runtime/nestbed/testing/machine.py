@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from nestbed.linux.mount import MNT_DETACH, umount2
 from nestbed.linux.namespace import CLONE_NEWNET, setns, unshare
 from nestbed.linux.pidfd import open_process
 
@@ -84,6 +85,8 @@ class Machine:
         self.daemon.stop()
         self.kill_keeper()
         self.remove_empty_cgroups()
+        with contextlib.suppress(OSError):
+            umount2(str(self.run_dir / "bpf"), MNT_DETACH)  # the LAN plane's pins: a reboot would take them
         os.close(self.netns_fd)
 
     def kill_keeper(self) -> None:

@@ -28,10 +28,10 @@
 #define SECOND_NS 1000000000ULL
 #define PIN_NS (5 * SECOND_NS)
 #define SUPERS_MAX 64
+#define MEMBER_SLOTS 65536
 
 enum lan_flags {
-	LAN_CLONE = 1,  /* other sockets of this machine are members: the relay gets a copy of everything */
-	LAN_UNICAST = 2, /* to each peer instead of to the group */
+	LAN_UNICAST = 1, /* to each peer instead of to the group */
 };
 
 /* What stands before each frame; aligned, so that it begins two bytes late. */
@@ -157,6 +157,16 @@ struct {
 	__type(value, struct place);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } places SEC(".maps");
+
+/* Whether other sockets of this machine are members of a LAN, at the slot of its key's low bits: then the slow path gets a copy of
+ * everything. Written by the relay alone. LANs that share a slot share the copies, which does no harm. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MEMBER_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} members SEC(".maps");
 
 /* Stations whose frames are refused because they came round: for the daemon to tell. */
 struct {
@@ -405,6 +415,14 @@ static __always_inline __u32 smallest_mtu(const struct lan *lan)
 	return mtu;
 }
 
+static __always_inline int has_members(const struct lan *lan)
+{
+	__u32 slot = lan->key & (MEMBER_SLOTS - 1);
+	__u32 *found = bpf_map_lookup_elem(&members, &slot);
+
+	return found && *found;
+}
+
 static __always_inline int to_slow_path(struct lan *lan, struct traffic *traffic, enum reason otherwise, const struct amount *amount)
 {
 	return lan->tap ? bpf_redirect(lan->tap, 0) : drop(traffic, otherwise, amount);
@@ -450,7 +468,7 @@ int encap(struct __sk_buff *skb)
 	longest += sizeof(struct iphdr) + sizeof(struct udphdr) + (skb->vlan_present ? TAG_LEN : 0);
 	if (longest > smallest_mtu(lan))
 		return to_slow_path(lan, traffic, REASON_OVERSIZE, &amount);
-	if ((lan->flags & LAN_CLONE) && lan->tap)
+	if (lan->tap && has_members(lan))
 		bpf_clone_redirect(skb, lan->tap, 0);
 
 	only = owner(lan, eth.h_dest);
@@ -485,7 +503,9 @@ static __always_inline void pass_on(struct __sk_buff *skb, struct lan *lan, __u3
 {
 #pragma unroll
 	for (int i = 0; i < LEGS_MAX; i++)
-		if (i < lan->legs_count && lan->legs[i].ifindex != came_in_on && address_to(skb, &lan->legs[i], NULL, sending) == 0)
+		if (i < lan->legs_count && lan->legs[i].ifindex != came_in_on &&
+		    sending->frame_length + OUTER_LEN - ETH_HLEN <= lan->legs[i].mtu + (skb->gso_size ? 65536 : 0) &&
+		    address_to(skb, &lan->legs[i], NULL, sending) == 0)
 			bpf_clone_redirect(skb, lan->legs[i].ifindex, 0);
 }
 

@@ -1,0 +1,329 @@
+"""LANs of several machines: what joins a LAN's bridge to its group or peers, and keeps it joined.
+
+One object for a node. It follows the underlays (rtnetlink): one that goes, comes back, or gets another address, MAC or MTU is taken out
+of the maps and memberships and put into them again by itself. Everything is found again by the next daemon, which puts its own programs in
+the place of the old ones; frames go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nestbed.errors import HostLacks, translated
+from nestbed.lan import fastpath, uplink
+from nestbed.lan.attachment import Attachments
+from nestbed.lan.fastpath import Entry, FastPath, Leg, Peer, Refusal
+from nestbed.lan.membership import Membership
+from nestbed.lan.pins import pin_dir
+from nestbed.lan.underlays import Outlook, look_out
+from nestbed.lan.uplink import Uplink, Uplinks
+from nestbed.linux import neighbour
+from nestbed.linux.rtnews import News
+from nestbed.model import Ability, Lan, LanCounters, LanPath, PathKind, RelayMode
+from nestbed.runtime import Leftover, PlaneListener
+
+_ROUND_SECONDS = 1.0
+_QUIET_SECONDS = 5.0
+"""A loop that is told of is told of again only once it has been quiet for so long."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A LAN that is carried. ``aside`` are the underlays that it does not use, because they are one segment with another."""
+
+    lan: Lan
+    uplink: Uplink
+    membership: Membership
+    aside: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What has been told of a loop."""
+
+    frames: int
+    at: float
+
+
+class Relaying:
+    """See the module. Everything belongs to the network namespace in which it is made; not for two threads."""
+
+    def __init__(self, *, node_id: str, run_dir: Path, underlays: Sequence[str], mode: RelayMode, listener: PlaneListener) -> None:
+        self._run_dir = run_dir
+        self._names = tuple(underlays)
+        self._listener = listener
+        self._uplinks = Uplinks(node_id)
+        self._attachments = Attachments(run_dir, self._uplinks.rtnl)
+        self._fast, self._why_not = _load(run_dir) if self._names and mode is not RelayMode.USERSPACE else (None, "not asked for")
+        self._held: dict[str, _Held] = {}
+        self._outlooks: dict[str, Outlook] = {name: look_out(name) for name in self._names}
+        self._told: dict[tuple[int, str], _Told] = {}
+        self._echoes: dict[tuple[int, int], int] = {}
+        self._news: News | None = None
+        self._rounds: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the underlays from now on, in this event loop."""
+        if self._names:
+            self._news = News()
+            asyncio.get_running_loop().add_reader(self._news.fileno(), self._hear)
+            self._refresh()
+            self._rounds = asyncio.create_task(self._go_round(), name="lan-relaying")
+
+    async def aclose(self) -> None:
+        """Let go; LANs are carried on. Idempotent."""
+        if self._rounds is not None:
+            self._rounds.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._rounds
+            self._rounds = None
+        if self._news is not None:
+            asyncio.get_running_loop().remove_reader(self._news.fileno())
+            self._news.close()
+            self._news = None
+        for held in self._held.values():
+            held.membership.close()
+        self._held.clear()
+        if self._fast is not None:
+            self._fast.close()
+        self._uplinks.close()
+
+    # ---- LANs
+
+    def take_up(self, lan: Lan) -> None:
+        """Carry a LAN whose bridge is there, or go on carrying it; make what is missing. Idempotent.
+
+        Raises:
+            HostLacks: this machine has nothing to carry it with. AlreadyExists: a name it needs is another's.
+        """
+        if self._fast is None:
+            raise HostLacks(
+                f"LAN {lan.name} cannot be carried to other machines by this node: {self._why_not}",
+                reason="NO_RELAY",
+                remedy="see `nbctl info` for what this machine lacks, or make the LAN with --local",
+                lan=lan.name,
+                why=self._why_not,
+            )
+        found = self._uplinks.make(lan, has_pair=True)
+        held = self._held.get(lan.id)
+        if held is None:
+            held = self._held[lan.id] = _Held(lan, found, Membership(lan.group_address))
+        held.lan, held.uplink = lan, found
+        with translated(f"joining LAN {lan.name} to {lan.group}", lan=lan.name, group=lan.group):
+            self._attach()
+            self._apply(held)
+            self._uplinks.rtnl.batch([self._fast.on_uplink(found.port), self._fast.on_tap(found.tap)])
+        self._uplinks.open_pair(lan)
+
+    def remove(self, lan: Lan) -> None:
+        """Carry the LAN no more and remove what did. Idempotent."""
+        found = self._uplinks.find(lan)
+        port, _, tap = uplink.names(lan)
+        if self._fast is not None:
+            with translated(f"taking LAN {lan.name} out of the fast path", lan=lan.name):
+                self._fast.remove(lan.id, [index for index in (found.port, found.tap) if index])
+        held = self._held.pop(lan.id, None)
+        if held is not None:
+            held.membership.close()
+        self._uplinks.remove([port, tap])
+        if not self._held:
+            self._detach()
+
+    def sweep(self, lans: Collection[Lan]) -> None:
+        """Remove what an earlier daemon left of LANs that are not among ``lans``, and of underlays that are not named any more."""
+        relayed = {lan.id for lan in lans if lan.is_relayed}
+        self._uplinks.remove([name for name, lan_id in self._uplinks.ours() if lan_id not in relayed and name[:3] != "nbu"])
+        if self._fast is not None:
+            indexes = [index for held in self._held.values() for index in (held.uplink.port, held.uplink.tap)]
+            with translated("clearing the maps of the fast path"):
+                self._fast.keep_only(relayed, indexes)
+        self._detach()
+
+    def audit(self, lans: Collection[Lan]) -> list[Leftover]:
+        """What is there and should not be, and the other way round, of uplinks and of underlays' filters."""
+        relayed = [lan for lan in lans if lan.is_relayed]
+        wanted = {(name, lan.id): lan for lan in relayed for name in uplink.names(lan)}
+        found = set(self._uplinks.ours())
+        report = [Leftover("extra", "link", name, "a device of no LAN") for name, lan_id in sorted(found) if (name, lan_id) not in wanted]
+        report += [
+            Leftover("missing", "link", name, f"a device of LAN {lan.name}")
+            for (name, lan_id), lan in wanted.items()
+            if (name, lan_id) not in found
+        ]
+        return report + self._audit_underlays(has_lans=bool(relayed))
+
+    def paths(self, lan: Lan) -> list[LanPath]:
+        """How the LAN uses each underlay now."""
+        held = self._held.get(lan.id)
+        return [self._path(lan, self._outlooks[name], held) for name in self._names] if lan.is_relayed else []
+
+    def counters(self, lan_id: str) -> LanCounters:
+        """What the LAN exchanged with other machines."""
+        return self._fast.counters(lan_id) if self._fast is not None else LanCounters(lan_id)
+
+    def abilities(self) -> list[Ability]:
+        """Whether the kernel can carry LANs."""
+        if not self._names:
+            return []
+        if self._fast is not None:
+            return [Ability("fast-path", available=True, detail="BPF programs carry LANs between machines")]
+        return [Ability("fast-path", available=False, detail=self._why_not, consequence="LANs between machines are slow, or cannot be had")]
+
+    # ---- underlays
+
+    def _hear(self) -> None:
+        assert self._news is not None
+        changes = self._news.read()
+        if changes is None or changes.links & set(self._names) or changes.addressed & {one.index for one in self._outlooks.values()}:
+            self._refresh()
+        elif changes.has_routing and any(held.lan.peers for held in self._held.values()):
+            self._apply_all()
+
+    def _refresh(self) -> None:
+        before, self._outlooks = self._outlooks, {name: look_out(name) for name in self._names}
+        if before == self._outlooks and self._held == {}:
+            return
+        for held in self._held.values():
+            held.aside.clear()
+        self._attach()
+        self._apply_all()
+        for name in self._names:
+            was, now = before[name].is_usable, self._outlooks[name].is_usable
+            if was != now:
+                self._listener("lan.underlay-back" if now else "lan.underlay-lost", "", {"underlay": name})
+
+    def _attach(self) -> None:
+        """Have the program on every underlay that is there, as long as there is a LAN to carry."""
+        if self._fast is None or not self._held:
+            return
+        present = [one for one in self._outlooks.values() if one.index]
+        with translated("attaching to the underlays"):
+            for one in present:
+                self._attachments.attach(self._fast, one.name, one.index)
+            self._fast.set_own_addresses([(one.address, one.index) for one in present if one.address])
+
+    def _detach(self) -> None:
+        """Take the program off everything that does not need it. Not before all LANs of an earlier daemon have been taken up."""
+        needed = {one.name for one in self._outlooks.values() if one.index} if self._held else set()
+        with translated("detaching from the underlays"):
+            self._attachments.detach_all_but(needed)
+
+    def _apply_all(self) -> None:
+        for held in self._held.values():
+            with translated(f"telling the fast path of LAN {held.lan.name}", lan=held.lan.name):
+                self._apply(held)
+
+    def _apply(self, held: _Held) -> None:
+        lan = held.lan
+        used = [one for one in self._outlooks.values() if one.is_usable and one.name not in held.aside and (one.has_multicast or lan.peers)]
+        used = used[: fastpath.LEGS_MAX]
+        entry = Entry(
+            lan_id=lan.id,
+            group=lan.group,
+            port=held.uplink.port,
+            outer=held.uplink.outer,
+            tap=held.uplink.tap,
+            mtu=lan.mtu,
+            ttl=lan.ttl,
+            legs=tuple(Leg(one.index, one.mtu, one.mac, one.address) for one in used),
+            peers=self._peers(lan, [one.index for one in used]),
+            is_unicast=bool(lan.peers),
+        )
+        assert self._fast is not None
+        self._fast.put(entry)
+        held.membership.join(set() if lan.peers else {one.index for one in used})
+
+    def _peers(self, lan: Lan, indexes: list[int]) -> tuple[Peer, ...]:
+        found = []
+        for address in lan.peers:
+            hop = neighbour.next_hop(self._uplinks.rtnl, address)
+            if hop is None or hop.index not in indexes:
+                found.append(Peer(address))
+                continue
+            mac = neighbour.hardware_address(self._uplinks.rtnl, hop)
+            if not mac:
+                self._uplinks.rtnl.batch([neighbour.use(hop)])
+            found.append(Peer(address, mac, indexes.index(hop.index)))
+        return tuple(found)
+
+    def _path(self, lan: Lan, one: Outlook, held: _Held | None) -> LanPath:
+        fault = one.fault(needs_multicast=not lan.peers)
+        if held is None or fault:
+            return LanPath(one.name, PathKind.DOWN, fault or "is not carried")
+        if one.name in held.aside:
+            return LanPath(one.name, PathKind.DOWN, "is one segment with another underlay of this LAN")
+        room = one.mtu - fastpath.DATAGRAM_BYTES - 14
+        if room < lan.mtu:
+            return LanPath(
+                one.name, PathKind.KERNEL, f"packets above {room} bytes go by the relay process: the underlay's MTU is {one.mtu}"
+            )
+        return LanPath(one.name, PathKind.KERNEL, "")
+
+    def _audit_underlays(self, *, has_lans: bool) -> list[Leftover]:
+        report = []
+        for name, index in self._attachments.recorded().items():
+            if not has_lans:
+                report.append(Leftover("extra", "filter", name, "no LAN is carried by this underlay"))
+            elif name in self._outlooks and index == self._outlooks[name].index and not fastpath.decap_is_on(self._uplinks.rtnl, index):
+                report.append(Leftover("missing", "filter", name, "the filter of this underlay"))
+        return report
+
+    # ---- loops
+
+    async def _go_round(self) -> None:
+        while True:
+            await asyncio.sleep(_ROUND_SECONDS)
+            if self._fast is None or not self._held:
+                continue
+            for refusal in self._fast.refusals():
+                self._tell(refusal)
+            self._set_aside(self._fast.echoes())
+            self._confirm_peers()
+
+    def _tell(self, refusal: Refusal) -> None:
+        held = next((held for held in self._held.values() if fastpath.lan_key(held.lan.id) == refusal.lan_key), None)
+        if held is None:
+            return
+        key, now = (refusal.lan_key, refusal.mac), time.monotonic()
+        told = self._told.get(key)
+        if told is not None and told.frames == refusal.frames:
+            return
+        if told is None or now - told.at > _QUIET_SECONDS:
+            fields = {"mac": refusal.mac, "kept": refusal.kept or "local", "refused": refusal.refused or "local"}
+            self._listener("lan.loop", held.lan.id, fields)
+        self._told[key] = _Told(refusal.frames, now)
+
+    def _set_aside(self, echoes: Mapping[tuple[int, int], int]) -> None:
+        """Of two underlays that are one segment, use the first alone."""
+        grown = {key for key, count in echoes.items() if self._echoes.get(key) != count}
+        self._echoes = dict(echoes)
+        for held in self._held.values():
+            key = fastpath.lan_key(held.lan.id)
+            heard = [one.name for one in self._outlooks.values() if (key, one.index) in grown and one.name not in held.aside]
+            used = [one.name for one in self._outlooks.values() if one.is_usable and one.name not in held.aside]
+            # Each hears the other: the last one that does goes.
+            if heard and len(used) > 1 and heard[-1] in used:
+                held.aside.add(heard[-1])
+                self._apply(held)
+                self._listener("lan.loop", held.lan.id, {"underlay": heard[-1], "kept": used[0]})
+
+    def _confirm_peers(self) -> None:
+        """Have the kernel confirm the peers' hardware addresses: it only does so when something is sent, and that passes it by."""
+        for held in self._held.values():
+            hops = {neighbour.next_hop(self._uplinks.rtnl, address) for address in held.lan.peers}
+            requests = [neighbour.use(hop) for hop in hops if hop is not None]
+            if requests:
+                with contextlib.suppress(OSError):  # an underlay that goes at this moment: the news of it follow
+                    self._uplinks.rtnl.batch(requests)
+
+
+def _load(run_dir: Path) -> tuple[FastPath | None, str]:
+    try:
+        return FastPath.load(pin_dir(run_dir)), ""
+    except OSError as error:
+        return None, f"the BPF programs cannot be loaded: {str(error).splitlines()[0]}"
