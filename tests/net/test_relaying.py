@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -18,10 +17,8 @@ def pair(tmp_path, owned_cgroups) -> Iterator[Segment]:
     segment = Segment(tmp_path, 2)
     try:
         segment.start()
-        print(segment.machines[0].daemon.log)
         yield segment
     finally:
-        print(segment.machines[0].daemon.log)
         segment.close()
         owned_cgroups.update(f"nestbed-{machine.node_id}" for machine in segment.machines)
 
@@ -45,5 +42,3 @@ def test_containers_of_two_machines_reach_each_other(pair) -> None:
     assert " 3 received" in nbctl(second, "exec", "c2", "--", "ping", "-c", "3", "-i", "0.1", "-W", "2", "fd00:5::1")
     for machine in pair.machines:
         assert machine.nbctl("audit").returncode == 0, machine.nbctl("audit").stdout
-    print(nbctl(first, "-o", "json", "lan", "inspect", "lan0"))
-    print(nbctl(first, "-o", "json", "lan", "stats", "lan0"))
