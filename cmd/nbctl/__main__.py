@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         _, command, args = parse(argv)
         own_failure = command.own_failure
         output = args.output
-        if output is None and os.environ.get("NBCTL_OUTPUT"):
+        if output is None and not command.outputs and os.environ.get("NBCTL_OUTPUT"):
             output = output_form(os.environ["NBCTL_OUTPUT"])
         context = Context(host=args.host, output=output, environment=os.environ)
         result = command.act(context, args)

@@ -52,6 +52,8 @@ VERBS: dict[str, Verb] = {
     "lan rm": Verb("lan", "remove LANs that have no members"),
     "lan connect": Verb("lan", "give a container a NIC on a LAN"),
     "lan disconnect": Verb("lan", "take a container's NICs on a LAN away"),
+    "validate": Verb("topology", "check the files of an experiment"),
+    "graph": Verb("topology", "draw an experiment"),
     "info": Verb("node", "tell what this node can and cannot do"),
     "audit": Verb("node", "compare the node's records with its kernel"),
     "node info": Verb("node", "the same as info"),
@@ -168,7 +170,7 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def add_global_options(parser: Parser) -> None:
+def add_global_options(parser: Parser, outputs: tuple[str, ...] = ()) -> None:
     """The options that every verb has, before it or after it."""
     group = parser.add_argument_group("global options")
     group.add_argument(
@@ -178,14 +180,22 @@ def add_global_options(parser: Parser) -> None:
         default=argparse.SUPPRESS,
         help="unix:///PATH, tcp://HOST:PORT, or a run directory; as root the admin socket of /run/nestbed, else nestbed.sock there",
     )
-    group.add_argument("-o", "--output", metavar="FORM", type=output_form, default=argparse.SUPPRESS, help=f"one of {', '.join(OUTPUTS)}")
+    forms = outputs or OUTPUTS
+    group.add_argument(
+        "-o",
+        "--output",
+        metavar="PICTURE" if outputs else "FORM",
+        type=lambda text: output_form(text, forms),
+        default=argparse.SUPPRESS,
+        help=f"one of {', '.join(forms)}",
+    )
 
 
-def output_form(text: str) -> str:
-    """One of OUTPUTS."""
-    if text not in OUTPUTS:
-        meant = nearest(text, list(OUTPUTS))
-        raise Usage(f"'{text}' is no form of output", remedy=f"did you mean {meant}?" if meant else "the forms are " + ", ".join(OUTPUTS))
+def output_form(text: str, forms: tuple[str, ...] = OUTPUTS) -> str:
+    """One of the forms."""
+    if text not in forms:
+        meant = nearest(text, list(forms))
+        raise Usage(f"'{text}' is no form of output", remedy=f"did you mean {meant}?" if meant else "the forms are " + ", ".join(forms))
     return text
 
 
@@ -298,5 +308,5 @@ def build(verb: str, command: Command) -> Parser:
     usage = f"nbctl {verb} {command.usage}" if command.usage else None
     parser = Parser(f"nbctl {verb}", description, command.examples, usage)
     command.options(parser)
-    add_global_options(parser)
+    add_global_options(parser, command.outputs)
     return parser

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbctl import values
+from nbctl.commands.topology import PICTURES
 from nbctl.parser import NOUNS, OUTPUTS, VERBS, build, find_command
 
 FILES = {"bash": "nbctl.bash", "zsh": "_nbctl"}
@@ -23,10 +24,13 @@ _KIND_BY_METAVAR = {
     "SRC:DST[:ro]": "files",
     "FILE": "files",
     "DIR": "files",
+    "VTOPO": "files",
+    "PTOPO": "files",
     "ADDR": "files",
 }
 _WORDS_BY_METAVAR = {
     "FORM": " ".join(OUTPUTS),
+    "PICTURE": " ".join(PICTURES),
     "MODE": "host host-ro overlay overlay= rootfs=",
     "POLICY": "no on-failure on-failure: always",
     "SIG": "HUP INT QUIT KILL USR1 USR2 TERM CONT STOP",
@@ -132,9 +136,9 @@ _nbctl() {
 @VERBS@
     esac
     case $verb:$previous in
+@VALUES@
         *:-o | *:--output) _nbctl_fill -W "@OUTPUTS@"; return ;;
         *:-H | *:--host) _nbctl_kind files; return ;;
-@VALUES@
     esac
     [[ " $valued " == *" $previous "* ]] && return
     for ((++at; at < COMP_CWORD; at++)); do

@@ -46,7 +46,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan validate graph info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "start") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
@@ -73,6 +73,8 @@ _nbctl() {
         "lan rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
         "lan connect") options="-h --help --ip --mac --name -H --host -o --output" valued="--ip --mac --name -H --host -o --output" kinds=("lans" "containers") ;;
         "lan disconnect") options="-h --help --name -H --host -o --output" valued="--name -H --host -o --output" kinds=("lans" "containers") ;;
+        "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
+        "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
         "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "node info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
@@ -82,8 +84,6 @@ _nbctl() {
         "completion") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("bash zsh") ;;
     esac
     case $verb:$previous in
-        *:-o | *:--output) _nbctl_fill -W "table json yaml name"; return ;;
-        *:-H | *:--host) _nbctl_kind files; return ;;
         "run process:--env-file") _nbctl_kind "files"; return ;;
         "run process:-w" | "run process:--workdir") _nbctl_kind "files"; return ;;
         "run process:--lan") _nbctl_kind "lans"; return ;;
@@ -101,6 +101,14 @@ _nbctl() {
         "exec:--env-file") _nbctl_kind "files"; return ;;
         "exec:-w" | "exec:--workdir") _nbctl_kind "files"; return ;;
         "top:--sort") _nbctl_kind "cpu memory pids name"; return ;;
+        "validate:-f" | "validate:--file") _nbctl_kind "files"; return ;;
+        "validate:--on") _nbctl_kind "files"; return ;;
+        "graph:-f" | "graph:--file") _nbctl_kind "files"; return ;;
+        "graph:--on") _nbctl_kind "files"; return ;;
+        "graph:--to") _nbctl_kind "files"; return ;;
+        "graph:-o" | "graph:--output") _nbctl_kind "svg png dot mermaid"; return ;;
+        *:-o | *:--output) _nbctl_fill -W "table json yaml name"; return ;;
+        *:-H | *:--host) _nbctl_kind files; return ;;
     esac
     [[ " $valued " == *" $previous "* ]] && return
     for ((++at; at < COMP_CWORD; at++)); do

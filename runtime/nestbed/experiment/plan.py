@@ -1,0 +1,210 @@
+"""The plan of an experiment: everything that will be made, on which node, under which name. The same files give the same plan, byte by
+byte, on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from nestbed.experiment import ptopo as ptopo_file
+from nestbed.experiment import vtopo as vtopo_file
+from nestbed.experiment.addresses import address
+from nestbed.experiment.names import HostsTexts
+from nestbed.experiment.placement import place
+from nestbed.experiment.ptopo import NodeWords
+from nestbed.experiment.ranges import expand, fill
+from nestbed.experiment.routes import Paths
+from nestbed.experiment.topology import Element, TopoLan, Topology, resolve
+from nestbed.lan.identity import default_group
+from nestbed.model import Route, to_json
+
+VERSION = 1
+IDLE = ("/bin/sleep", "infinity")
+STARTUP_DONE = "nestbed: startup ended with status "
+"""What stands in an element's log, with the status behind it, when its `startup` has ended."""
+_STARTUP = f"""\
+"$@"
+echo "{STARTUP_DONE}$?"
+exec sleep infinity
+"""
+_LAN_TO_MODEL = {"rate": "rate_bps", "delay": "delay_us", "jitter": "jitter_us", "limit": "limit_frames"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLan:
+    """A LAN, under the name it has on each of ``nodes``. ``group`` is empty if it stays on its one node."""
+
+    name: str
+    node_name: str
+    lan: TopoLan
+    nodes: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedElement:
+    """An element, under the name it has on its node."""
+
+    name: str
+    node_name: str
+    node: str
+    element: Element
+    args: tuple[str, ...]
+    routes: tuple[Route, ...]
+    sysctls: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole experiment. ``hosts`` writes the hosts files."""
+
+    name: str
+    topology: Topology
+    nodes: dict[str, NodeWords]
+    lans: dict[str, PlannedLan]
+    elements: dict[str, PlannedElement]
+    hosts: HostsTexts
+
+    def document(self) -> dict[str, Any]:
+        """The plan as plain data: the canonical document of :meth:`text`."""
+        return {
+            "version": VERSION,
+            "experiment": self.name,
+            "nodes": {name: {"address": words.address} for name, words in self.nodes.items()},
+            "lans": {lan.name: _lan_document(lan) for lan in self.lans.values()},
+            "elements": {element.name: _element_document(element) for element in self.elements.values()},
+        }
+
+    def text(self) -> str:
+        """The canonical document: JSON, keys sorted, two blanks a level, an end of line at the end."""
+        return json.dumps(self.document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None) -> Plan:
+    """The plan for the content and name of a vtopo file, and of a ptopo file (without one, the node that is asked holds everything).
+
+    Raises:
+        InvalidArgument: a mistake in a file, with file, line and column.
+    """
+    topology = understand(*vtopo)
+    wanted, source = ptopo_file.read(*ptopo) if ptopo else ptopo_file.only_local()
+    placed = place(topology, wanted, source)
+    nodes = {name: words for key, words in wanted.nodes.items() for name, _ in expand(key)}
+    paths = Paths(topology)
+    return Plan(
+        name=topology.name,
+        topology=topology,
+        nodes=nodes,
+        lans=_lans(topology, placed),
+        elements={element.name: _element(topology.name, element, placed[element.name], paths) for element in topology.elements.values()},
+        hosts=HostsTexts(topology, paths),
+    )
+
+
+def understand(text: str, name: str) -> Topology:
+    """The topology in the content of a vtopo file, with its addresses.
+
+    Raises:
+        InvalidArgument: a mistake in the file, with file, line and column.
+    """
+    return address(resolve(*vtopo_file.read(text, name)))
+
+
+def _lans(topology: Topology, placed: dict[str, str]) -> dict[str, PlannedLan]:
+    found: dict[str, PlannedLan] = {}
+    groups: set[str] = set()
+    for name, members in topology.members().items():
+        nodes = tuple(dict.fromkeys(placed[element.name] for element, _ in members))
+        group = ""
+        if len(nodes) > 1:
+            derived = (default_group(f"{topology.name}/{name}", ordinal) for ordinal in itertools.count())
+            group = next(one for one in derived if one not in groups)
+            groups.add(group)
+        found[name] = PlannedLan(name, f"{topology.name}.{name}", topology.lans[name], nodes, group)
+    return found
+
+
+def _element(experiment: str, element: Element, node: str, paths: Paths) -> PlannedElement:
+    words = element.words
+    if words.startup:
+        args: tuple[str, ...] = ("/bin/sh", "-c", _STARTUP, "startup", *words.startup)
+    else:
+        args = words.command or IDLE
+    return PlannedElement(
+        name=element.name,
+        node_name=f"{experiment}.{element.name}",
+        node=node,
+        element=element,
+        args=tuple(fill(arg, element.number) for arg in args),
+        routes=paths.routes(element),
+        sysctls=_sysctls(element),
+    )
+
+
+def _sysctls(element: Element) -> tuple[tuple[str, str], ...]:
+    """Those that forwarding needs, and the element's own. An element with several NICs answers on each of its addresses whichever way a
+    packet comes (RFC 3704 explains why strict filtering would not).
+    """
+    wanted: dict[str, str] = {}
+    if element.forwards:
+        wanted["net.ipv4.ip_forward"] = "1"
+        if any(":" in address for nic in element.nics for address in nic.addresses):
+            wanted["net.ipv6.conf.all.forwarding"] = "1"
+    if len(element.nics) > 1:
+        for name in ("all", *(nic.name for nic in element.nics)):
+            wanted[f"net/ipv4/conf/{name}/rp_filter"] = "0"
+    wanted.update(element.words.sysctls)
+    return tuple(sorted(wanted.items()))
+
+
+def _lan_document(planned: PlannedLan) -> dict[str, Any]:
+    return {
+        "nodes": list(planned.nodes),
+        "group": planned.group,
+        "subnet": planned.lan.subnet,
+        "subnet6": planned.lan.subnet6,
+        "mtu": planned.lan.words.mtu,
+        "impairment": impairment(planned.lan.words),
+    }
+
+
+def _element_document(planned: PlannedElement) -> dict[str, Any]:
+    words = planned.element.words
+    return {
+        "kind": words.kind,
+        "node": planned.node,
+        "args": list(planned.args),
+        "nics": [
+            {
+                "name": nic.name,
+                "lan": nic.lan,
+                "mac": nic.mac,
+                "addresses": list(nic.addresses),
+                "to": impairment(nic.to),
+                "from": impairment(nic.from_),
+            }
+            for nic in planned.element.nics
+        ],
+        "routes": to_json(planned.routes),
+        "sysctls": dict(planned.sysctls),
+        "after": list(planned.element.after),
+    }
+
+
+def impairment(words: object) -> dict[str, Any]:
+    """The words of an impairment that are not left out, under the names of the model (``nestbed.model.Impairment``)."""
+    found = {}
+    for name in ("rate", "delay", "jitter", "loss", "duplicate", "corrupt", "reorder", "limit"):
+        value = getattr(words, name)
+        if value:
+            found[_LAN_TO_MODEL.get(name, name)] = value
+    return found
+
+
+def digest(data: object) -> str:
+    """What tells one plain value from another: 16 hex digits."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
