@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "lan rm": Verb("lan", "remove LANs that have no members"),
     "lan connect": Verb("lan", "give a container a NIC on a LAN"),
     "lan disconnect": Verb("lan", "take a container's NICs on a LAN away"),
+    "lan impair": Verb("impair", "change what is done to frames: rate, delay, loss and more"),
+    "lan stats": Verb("traffic", "count frames of LANs and ports"),
+    "capture": Verb("capture", "write the frames of a LAN or NIC to a pcapng file"),
     "validate": Verb("topology", "check the files of an experiment"),
     "graph": Verb("topology", "draw an experiment"),
     "info": Verb("node", "tell what this node can and cannot do"),
@@ -59,6 +62,7 @@ VERBS: dict[str, Verb] = {
     "node info": Verb("node", "the same as info"),
     "node events": Verb("node", "the same as events"),
     "node audit": Verb("node", "the same as audit"),
+    "node metrics": Verb("node", "show all counters in Prometheus' text format"),
     "version": Verb("node", "show the versions of nbctl and of the node"),
     "completion": Verb("completion", "print the completion of a shell"),
 }
@@ -86,6 +90,9 @@ _HABITS = {
     "shell": "exec",
     "log": "logs",
     "copy": "cp",
+    "tcpdump": "capture",
+    "sniff": "capture",
+    "dump": "capture",
 }
 """What people who come from elsewhere type, where the spelling gives no hint."""
 

@@ -10,6 +10,7 @@ from nbctl.failure import Failure
 from nbctl.values import LanArgument
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
+from nestbed.v1.traffic_pb2 import Impairment
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -36,7 +37,8 @@ def restart(args: Namespace) -> api.RestartPolicy | None:
 
 def nic(lan: LanArgument) -> api.NicSpec:
     """A NIC as asked for."""
-    return api.NicSpec(lan=lan.lan, name=lan.name, mac=lan.mac, addresses=lan.addresses)
+    impaired = Impairment(**dict(lan.impairment)) if lan.impairment else None  # type: ignore[arg-type]
+    return api.NicSpec(lan=lan.lan, name=lan.name, mac=lan.mac, addresses=lan.addresses, impair_to=impaired, impair_from=impaired)
 
 
 def environment(args: Namespace, own: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from nbctl import impairments
 from nbctl.failure import Usage, nearest
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
@@ -129,26 +130,31 @@ def variable(text: str, where: str = "--env") -> str:
 
 
 class LanArgument(NamedTuple):
-    """``--lan LAN[,ip=CIDR]...[,mac=MAC][,name=IF]``: the node decides whether the values fit."""
+    """``--lan LAN[,ip=CIDR]...[,mac=MAC][,name=IF][,delay=TIME]...``: the node decides whether the values fit.
+
+    ``impairment`` are fields of the API's message, for both directions.
+    """
 
     lan: str
     name: str = ""
     mac: str = ""
     addresses: tuple[str, ...] = ()
+    impairment: tuple[tuple[str, float], ...] = ()
 
 
 def lan(text: str) -> LanArgument:
     """Read the argument of ``--lan``; ``ip=`` may be repeated, the others may not."""
     name, *options = text.split(",")
     if not name or "=" in name:
-        raise Usage(f"'{text}' names no LAN", remedy="write --lan LAN[,ip=CIDR][,mac=MAC][,name=IF]")
-    values: dict[str, list[str]] = {"ip": [], "mac": [], "name": []}
+        raise Usage(f"'{text}' names no LAN", remedy="write --lan LAN[,ip=CIDR][,mac=MAC][,name=IF][,delay=5ms]...")
+    values: dict[str, list[str]] = {key: [] for key in ("ip", "mac", "name", *impairments.KINDS)}
     for option in options:
         key, value = _option(option, list(values), f"--lan {name}")
         if values[key] and key != "ip":
             raise Usage(f"--lan {name} has {key}= twice", remedy="leave one of them out")
         values[key].append(value)
-    return LanArgument(name, "".join(values["name"]), "".join(values["mac"]), tuple(values["ip"]))
+    impaired = tuple((kind.field, kind.read(values[key][0])) for key, kind in impairments.KINDS.items() if values[key])
+    return LanArgument(name, "".join(values["name"]), "".join(values["mac"]), tuple(values["ip"]), impaired)
 
 
 def _option(text: str, known: list[str], where: str) -> tuple[str, str]:

@@ -111,6 +111,15 @@ async def _audit(context: Context, _: Namespace) -> int:
     return FAILED if found.leftovers else OK
 
 
+# ---------------------------------------------------------------- metrics
+
+
+async def _metrics(context: Context, _: Namespace) -> int:
+    found = await context.client.metrics()
+    output.write(output.encode(context.output, {"text": found}) if context.output in {"json", "yaml"} else found)
+    return OK
+
+
 # ---------------------------------------------------------------- version
 
 
@@ -152,5 +161,11 @@ COMMANDS = {
     "node info": _INFO,
     "node events": _EVENTS,
     "node audit": _AUDIT,
+    "node metrics": Command(
+        _no_options,
+        _metrics,
+        "  nbctl node metrics\n  nbctl node metrics >/var/lib/prometheus/node-exporter/nestbed.prom",
+        "For the textfile collector of Prometheus' node exporter, or behind any web server.",
+    ),
     "version": Command(_no_options, _version, "  nbctl version"),
 }

@@ -57,7 +57,7 @@ def _container_options(parser: Parser) -> None:
     group.add_argument(
         "--lan",
         dest="lans",
-        metavar="LAN[,ip=CIDR][,mac=MAC][,name=IF]",
+        metavar="LAN[,KEY=VALUE]...",
         type=values.lan,
         action="append",
         default=[],

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbctl import output, select, stream, terminal, text, values
+from nbctl import output, select, stream, terminal, text, traffic, values
 from nbctl.commands import Command
 from nbctl.failure import OK, Usage
 
@@ -89,6 +89,7 @@ def _check_interval(args: Namespace) -> None:
 def _stats_options(parser: Parser) -> None:
     select.add_options(parser)
     parser.add_argument("--no-stream", action="store_true", help="measure once and end")
+    parser.add_argument("--nics", action="store_true", help="frames of each NIC instead, by class, and drops by reason")
     _interval(parser)
 
 
@@ -100,6 +101,8 @@ async def _stats(context: Context, args: Namespace) -> int:
         names = [item.id for item in (select.choose(names, found) if names else found)]
         if not names:
             return _show_once(context, [], Processors())
+    if args.nics and context.output == "table":
+        return await _nics(context, names, args)
     if args.no_stream:
         return await _stats_once(context, names)
     if context.output == "table" and sys.stdout.isatty():
@@ -112,6 +115,13 @@ async def _stats(context: Context, args: Namespace) -> int:
                 output.write(output.encode(context.output, [output.plain(item) for item in response.stats], stream=True))
             else:
                 _show_once(context, response.stats, processors)
+    return OK
+
+
+async def _nics(context: Context, names: Sequence[str], args: Namespace) -> int:
+    with stream.while_read():
+        async for response in context.client.stats(names, interval_seconds=None if args.no_stream else args.interval):
+            output.lines(text.table(traffic.NIC_HEADINGS, traffic.nic_rows(response.stats), width=output.width()))
     return OK
 
 
@@ -233,7 +243,7 @@ COMMANDS = {
     "stats": Command(
         _stats_options,
         _stats,
-        "  nbctl stats\n  nbctl stats --no-stream 'host*'\n  nbctl stats -o json --interval 5s web",
+        "  nbctl stats\n  nbctl stats --no-stream 'host*'\n  nbctl stats --nics --no-stream web\n  nbctl stats -o json --interval 5s web",
         "On a terminal the figures change in place until q or Ctrl-C; elsewhere a table is added for each measurement.",
     ),
     "top": Command(_top_options, _top, "  nbctl top\n  nbctl top --sort memory", f"Keys: {_HELP}."),

@@ -18,7 +18,10 @@ FILES = {"bash": "nbctl.bash", "zsh": "_nbctl"}
 _KIND_BY_METAVAR = {
     "CONTAINER": "containers",
     "LAN": "lans",
-    "LAN[,ip=CIDR][,mac=MAC][,name=IF]": "lans",
+    "LAN[,KEY=VALUE]...": "lans",
+    "[reset|show] LAN": "impaired",
+    "LAN|CONTAINER[:NIC]": "captured",
+    "CONTAINER[:NIC]": "containers",
     "SRC": "paths",
     "DST": "paths",
     "SRC:DST[:ro]": "files",
@@ -70,7 +73,7 @@ def shape(verb: str) -> Shape:
                     list(action.option_strings),
                     metavar if takes_value else "",
                     words if takes_value else "",
-                    action.help or "",
+                    (action.help or "").replace("%%", "%"),
                     is_repeatable,
                 )
             )
@@ -107,6 +110,8 @@ _nbctl_kind() {
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        captured) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null; nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         files) compopt -o filenames; _nbctl_fill -f ;;
         paths)
             compopt -o filenames -o nospace
@@ -224,6 +229,14 @@ _nbctl_lans() {
     _describe -t lans LAN names "$@"
 }
 
+_nbctl_impaired() {
+    _alternative 'verbs:what to do:(reset show)' 'lans:LAN:_nbctl_lans'
+}
+
+_nbctl_captured() {
+    _alternative 'lans:LAN:_nbctl_lans' 'containers:container:_nbctl_containers'
+}
+
 _nbctl_paths() {
     _alternative 'files:file:_files' 'containers:container:_nbctl_containers -S :'
 }
@@ -316,13 +329,20 @@ def _zsh_option(option: Option) -> str:
 def _zsh_positional(kind: str, index: int, *, is_last: bool) -> str:
     if kind == "commands":
         return "'*::program: _normal'"
-    return f"'{'*' if is_last and kind in {'containers', 'lans'} else index}:{kind.partition(' ')[0] or 'word'}:{_zsh_action(kind)}'"
+    place = "*" if is_last and kind in {"containers", "lans", "impaired"} else index
+    return f"'{place}:{kind.partition(' ')[0] or 'word'}:{_zsh_action(kind)}'"
+
+
+_ZSH_ACTIONS = {
+    "files": "_files",
+    **{kind: f"_nbctl_{kind}" for kind in ("containers", "lans", "paths", "impaired", "captured")},
+}
 
 
 def _zsh_action(kind: str) -> str:
     if not kind:
         return " "
-    return {"files": "_files", "containers": "_nbctl_containers", "lans": "_nbctl_lans", "paths": "_nbctl_paths"}.get(kind, f"({kind})")
+    return _ZSH_ACTIONS.get(kind, f"({kind})")
 
 
 _GENERATORS: dict[str, Callable[[], str]] = {"bash": _bash, "zsh": _zsh}

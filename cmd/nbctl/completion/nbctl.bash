@@ -9,6 +9,8 @@ _nbctl_kind() {
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        captured) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null; nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         files) compopt -o filenames; _nbctl_fill -f ;;
         paths)
             compopt -o filenames -o nospace
@@ -37,8 +39,8 @@ _nbctl() {
                 case $word in
                     run) _nbctl_fill -W "process" ;;
                     create) _nbctl_fill -W "process" ;;
-                    lan) _nbctl_fill -W "create ls inspect rm connect disconnect" ;;
-                    node) _nbctl_fill -W "info events audit" ;;
+                    lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair stats" ;;
+                    node) _nbctl_fill -W "info events audit metrics" ;;
                 esac
                 return
                 ;;
@@ -46,7 +48,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan validate graph info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture validate graph info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --init --name --rm --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "start") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
@@ -64,7 +66,7 @@ _nbctl() {
         "ps") options="-h --help -l --label -a --all -q --quiet --no-trunc -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "inspect") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "logs") options="-h --help -f --follow -t --timestamps --since -n --tail -H --host -o --output" valued="--since -n --tail -H --host -o --output" kinds=("containers") ;;
-        "stats") options="-h --help -l --label --no-stream --interval -H --host -o --output" valued="-l --label --interval -H --host -o --output" kinds=("containers") ;;
+        "stats") options="-h --help -l --label --no-stream --nics --interval -H --host -o --output" valued="-l --label --interval -H --host -o --output" kinds=("containers") ;;
         "top") options="-h --help --sort --interval -H --host -o --output" valued="--sort --interval -H --host -o --output" kinds=() ;;
         "events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
         "lan create") options="-h --help --subnet --subnet6 --mtu --group --peer --ttl --local -l --label -H --host -o --output" valued="--subnet --subnet6 --mtu --group --peer --ttl -l --label -H --host -o --output" kinds=("") ;;
@@ -73,6 +75,9 @@ _nbctl() {
         "lan rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("lans") ;;
         "lan connect") options="-h --help --ip --mac --name -H --host -o --output" valued="--ip --mac --name -H --host -o --output" kinds=("lans" "containers") ;;
         "lan disconnect") options="-h --help --name -H --host -o --output" valued="--name -H --host -o --output" kinds=("lans" "containers") ;;
+        "lan impair") options="-h --help --port --to --from --both --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" valued="--port --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" kinds=("impaired") ;;
+        "lan stats") options="-h --help -f --follow --interval -H --host -o --output" valued="--interval -H --host -o --output" kinds=("lans") ;;
+        "capture") options="-h --help -w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" valued="-w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" kinds=("captured") ;;
         "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
         "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
@@ -80,6 +85,7 @@ _nbctl() {
         "node info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "node events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
         "node audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "node metrics") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "version") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "completion") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("bash zsh") ;;
     esac
@@ -101,6 +107,8 @@ _nbctl() {
         "exec:--env-file") _nbctl_kind "files"; return ;;
         "exec:-w" | "exec:--workdir") _nbctl_kind "files"; return ;;
         "top:--sort") _nbctl_kind "cpu memory pids name"; return ;;
+        "lan impair:--port") _nbctl_kind "containers"; return ;;
+        "capture:-w" | "capture:--write") _nbctl_kind "files"; return ;;
         "validate:-f" | "validate:--file") _nbctl_kind "files"; return ;;
         "validate:--on") _nbctl_kind "files"; return ;;
         "graph:-f" | "graph:--file") _nbctl_kind "files"; return ;;

@@ -51,6 +51,11 @@ class Node:
         self.busy = 0
         self.most_busy = 0
         self.lock = threading.Lock()
+        self.impairment = lan_pb2.LanImpairment()
+        self.lan_stats: list[lan_pb2.LanStats] = []
+        self.frames: list[bytes] = []
+        self.ended = threading.Event()
+        """Set when the reader of a capture has gone."""
         self.ready = threading.Event()
         """Set when a stream of measurements has begun to wait."""
 
@@ -295,6 +300,8 @@ class Lans(lan_pb2_grpc.LanServiceServicer):
         return lan_pb2.CreateLanResponse(lan=made)
 
     def GetLan(self, request: Any, context: Any) -> Any:
+        if request.lan not in self.node.lans:
+            refused(context, NotFound(f"there is no LAN {request.lan}", reason="LAN_NOT_FOUND", remedy="see `nbctl lan ls`"))
         return lan_pb2.GetLanResponse(lan=self.node.lans[request.lan])
 
     def ListLans(self, request: Any, context: Any) -> Any:
@@ -315,6 +322,32 @@ class Lans(lan_pb2_grpc.LanServiceServicer):
     def DisconnectLan(self, request: Any, context: Any) -> Any:
         self.node.calls.append(request)
         return lan_pb2.DisconnectLanResponse()
+
+    def SetImpairment(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        return lan_pb2.SetImpairmentResponse(impairment=self.node.impairment)
+
+    def ResetImpairment(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        return lan_pb2.ResetImpairmentResponse(impairment=self.node.impairment)
+
+    def ListImpairments(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        return lan_pb2.ListImpairmentsResponse(impairments=[self.node.impairment])
+
+    def WatchLanStats(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        yield lan_pb2.WatchLanStatsResponse(stats=self.node.lan_stats)
+
+    def Capture(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        if "nonsense" in request.filter:
+            refused(context, InvalidArgument("the filter is none", reason="BAD_FILTER", remedy="see pcap-filter(7)"))
+        yield from (lan_pb2.CaptureResponse(data=piece) for piece in self.node.frames)
+        if not request.count:
+            self.node.ready.set()
+            context.add_callback(self.node.ended.set)
+            self.node.ended.wait(10)
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -337,6 +370,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         event = node_pb2.Event(sequence=1, type="container.exited", id="x", name="web\x1b", attributes={"code": "0"})
         event.time.FromSeconds(1767323045)
         yield node_pb2.WatchEventsResponse(event=event, dropped=2)
+
+    def GetMetrics(self, request: Any, context: Any) -> Any:
+        return node_pb2.GetMetricsResponse(text="nestbed_lans 1\n")
 
     def Audit(self, request: Any, context: Any) -> Any:
         return node_pb2.AuditResponse(leftovers=self.node.leftovers, objects=12)
