@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from nbctl import signals, stream, text, values
 from nbctl.commands import Command
@@ -83,12 +83,12 @@ async def _copy(fd: int, path: str, first: bytes, pieces: AsyncGenerator[bytes, 
             report(f"{text.size(written)} in {path}")
 
 
-async def _next(pieces: AsyncGenerator[bytes, None], stopping: asyncio.Future[bool]) -> bytes | None:
+async def _next(pieces: AsyncGenerator[bytes, None], stopping: asyncio.Task[Any]) -> bytes | None:
     """The next piece; None at the end, or if ``stopping`` is done before it comes."""
-    coming = asyncio.ensure_future(anext(pieces, None))
+    coming: asyncio.Task[Any] = asyncio.ensure_future(anext(pieces, None))
     try:
         await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return coming.result() if coming.done() else None
+        return cast("bytes | None", coming.result()) if coming.done() else None
     finally:
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
