@@ -126,14 +126,17 @@ class Capture:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         loop = asyncio.get_running_loop()
         dead = loop.create_future()
-        loop.add_reader(pidfd, lambda: dead.done() or dead.set_result(None))
-        try:
-            await asyncio.shield(dead)
-        finally:
+
+        def reap() -> None:
             loop.remove_reader(pidfd)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
+            if not dead.done():
+                dead.set_result(None)
+
+        loop.add_reader(pidfd, reap)  # in any case, even if nobody waits for it
+        await dead
 
     async def _piece(self) -> bytes | None:
         """The next piece; None at the end.

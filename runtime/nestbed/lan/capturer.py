@@ -1,9 +1,13 @@
 """The process of one capture: ``python -I -m nestbed.lan.capturer ORDER`` writes a pcapng file to its standard output as frames pass.
 
 ORDER is a JSON object, the fields of :class:`Order`. The output is a row of pieces, each with a letter and the length of what follows:
-``E`` a JSON object with reason and message, and the end: nothing was captured; ``D`` whole blocks of the file, the first of them as soon as
-frames are being captured; ``Z`` the name of the bound that ended it, and the end. It ends by itself when a bound is reached, when the device
-is gone, and when nobody reads its output any more. A reader that is slow makes the kernel drop frames, which are counted in the file.
+
+* ``E``: a JSON object with reason and message, and the end; nothing was captured;
+* ``D``: whole blocks of the file, the first of them as soon as frames are being captured;
+* ``Z``: the name of the bound that ended it, and the end.
+
+It ends by itself when a bound is reached, when the device is gone, and when nobody reads its output any more. A reader that is slow makes
+the kernel drop frames, which are counted in the file.
 
 It has no privilege once it has the socket: what the user wrote (the filter) is only looked at then.
 """
@@ -105,9 +109,7 @@ def _drop_privileges() -> None:
 
 def _opened(order: Order) -> pcap.Capture:
     try:
-        capture = pcap.Capture(
-            order.link, snap_bytes=order.snap_bytes or SNAP_BYTES_MAX, buffer_bytes=BUFFER_BYTES, timeout_ms=_HOLD_MS
-        )
+        capture = pcap.Capture(order.link, snap_bytes=order.snap_bytes or SNAP_BYTES_MAX, buffer_bytes=BUFFER_BYTES, timeout_ms=_HOLD_MS)
     except pcap.PcapError as error:
         raise Refused("LINK_GONE" if error.code == pcap.NO_SUCH_DEVICE else "NO_CAPTURE", str(error)) from error
     _drop_privileges()

@@ -42,7 +42,9 @@ def statistics(at_ns: int, started_ns: int, *, received: int, dropped: int, writ
     The loss stands in both places where programs look for it: as the interface's and as the system's.
     """
     times = [(number, struct.pack("<II", at >> 32, at & 0xFFFFFFFF)) for number, at in ((2, started_ns), (3, at_ns))]
-    counts = [(number, struct.pack("<Q", count)) for number, count in ((4, received), (5, dropped), (6, received), (7, dropped), (8, written))]
+    counts = [
+        (number, struct.pack("<Q", count)) for number, count in ((4, received), (5, dropped), (6, received), (7, dropped), (8, written))
+    ]
     return _block(_STATISTICS, struct.pack("<III", 0, at_ns >> 32, at_ns & 0xFFFFFFFF), times + counts)
 
 

@@ -6,12 +6,12 @@ A LAN is a Linux bridge in the network namespace of the daemon. Ports are the ru
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from nestbed.errors import HostLacks, NestbedError
-from nestbed.lan import netfilter, underlays
+from nestbed.lan import capture, netfilter, underlays
 from nestbed.lan.bridge import Bridges
 from nestbed.lan.relaying import Relaying
 from nestbed.model import (
@@ -29,6 +29,16 @@ from nestbed.model import (
     Underlay,
 )
 from nestbed.runtime import Leftover, PlaneListener, PortHook
+
+
+class CaptureStream(Protocol):
+    """Pieces of a capture's file, each of whole blocks. Closing it ends the capture; idempotent."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def __anext__(self) -> Awaitable[bytes]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
 
 
 class LanPlane(PortHook, Protocol):
@@ -110,14 +120,16 @@ class LanPlane(PortHook, Protocol):
         """Counters of these ports (``Nic.port``) since they came; a port that is not there, or not counted here, is missing."""
         ...
 
-    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         """A pcapng file of every frame that passes ``link`` (a bridge or port of this node), which is called ``name`` in the file.
 
         What the request says is checked, and frames are being captured, when this returns; the pieces come as frames do. It ends when
-        a bound is reached or the link is gone; closing the iterator ends it at any time and leaves nothing.
+        a bound is reached or the link is gone; closing the stream ends it at any time and leaves nothing. A reader that is slow loses
+        frames, which are counted in the file.
 
         Raises:
-            InvalidArgument: the filter is none (reason BAD_FILTER). NotFound: the link is gone. HostLacks.
+            InvalidArgument: the filter is none (reason BAD_FILTER). NotFound: the link is gone. HostLacks. ResourceExhausted: there are
+            many of them (reason TOO_MANY_CAPTURES). The stream: Unavailable, if what captures dies.
         """
         ...
 
@@ -135,6 +147,7 @@ class Plane:
         self._relay = relay
         self._opened: Bridges | None = None
         self._relaying: Relaying | None = None
+        self._captures = capture.Captures()
 
     @property
     def _bridges(self) -> Bridges:
@@ -155,6 +168,7 @@ class Plane:
         self._relaying.start()
 
     async def aclose(self) -> None:
+        await self._captures.aclose()
         if self._relaying is not None:
             await self._relaying.aclose()
             self._relaying = None
@@ -203,7 +217,7 @@ class Plane:
         return [*extra, *missing, *self._carrier.audit(lans)]
 
     def abilities(self) -> Sequence[Ability]:
-        return [netfilter.ability(), *underlays.abilities(self.underlays()), *self._carrier.abilities()]
+        return [netfilter.ability(), *underlays.abilities(self.underlays()), *self._carrier.abilities(), capture.ability()]
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
         return self._carrier.paths(lan)
@@ -236,5 +250,5 @@ class Plane:
     async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:  # noqa: ARG002 - nothing is counted
         return {}
 
-    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:  # noqa: ARG002 - refused
-        raise HostLacks(f"{name} cannot be captured on this node", reason="NO_CAPTURE", remedy="see `nbctl info`", link=link)
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
+        return await self._captures.start(link, name, request)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
+import socket
+import struct
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ _NETMASK_UNKNOWN = 0xFFFFFFFF
 _BPF_LD_W_ABS = 0x20
 _BPF_JEQ_K = 0x15
 _BPF_RET_K = 0x06
+_SO_ATTACH_FILTER = 26
 _SKF_AD_MARK = 0xFFFFF000 + 20
 """<linux/filter.h>: SKF_AD_OFF + SKF_AD_MARK, the mark of the kernel's packet as an offset."""
 
@@ -140,8 +144,10 @@ class Capture:
         program = _Program()
         self._check(self._lib.pcap_compile(self._handle, ctypes.byref(program), expression.encode(), 1, ctypes.c_uint32(_NETMASK_UNKNOWN)))
         try:
-            wanted = _excluding(program, without_mark) if without_mark else program
-            self._check(self._lib.pcap_setfilter(self._handle, ctypes.byref(wanted)))
+            self._check(self._lib.pcap_setfilter(self._handle, ctypes.byref(program)))
+            if without_mark:
+                # Past libpcap, which applies its filter to what is in the ring already, too, where a frame has no mark.
+                self._attach(_excluding(program, without_mark))
         finally:
             self._lib.pcap_freecode(ctypes.byref(program))
 
@@ -166,6 +172,14 @@ class Capture:
         self._check(self._lib.pcap_stats(self._handle, ctypes.byref(found)))
         return Counts(found.received, found.dropped)
 
+    def _attach(self, instructions: ctypes.Array[_Instruction]) -> None:
+        argument = struct.pack("@HP", len(instructions), ctypes.addressof(instructions))  # struct sock_fprog
+        try:
+            with socket.socket(fileno=os.dup(self.fileno())) as duplicate:
+                duplicate.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+        except OSError as error:
+            raise PcapError(f"the kernel refuses the filter: {os.strerror(error.errno or 0)}") from error
+
     def _check(self, result: int) -> None:
         if result < 0:
             raise self._error(result)
@@ -175,11 +189,9 @@ class Capture:
         return PcapError(said.decode(errors="replace"), code)
 
 
-def _excluding(program: _Program, mark: int) -> _Program:
+def _excluding(program: _Program, mark: int) -> ctypes.Array[_Instruction]:
     """``program`` after "return 0 if the mark is this one": jumps are relative, so what follows stays as it is."""
     first = [(_BPF_LD_W_ABS, 0, 0, _SKF_AD_MARK), (_BPF_JEQ_K, 0, 1, mark), (_BPF_RET_K, 0, 0, 0)]
-    length = len(first) + program.length
-    instructions = (_Instruction * length)(*first, *(program.instructions[index] for index in range(program.length)))
-    return _Program(length, ctypes.cast(instructions, ctypes.POINTER(_Instruction)))
-
-
+    rest = (program.instructions[index] for index in range(program.length))
+    instructions: ctypes.Array[_Instruction] = (_Instruction * (len(first) + program.length))(*first, *rest)
+    return instructions

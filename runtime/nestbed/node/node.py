@@ -458,8 +458,9 @@ class Node:
             source = await traffic.capture_lan(self._parts, self._parts.registry.find_lan(lan), request)
         else:
             source = await traffic.capture_nic(self._parts, self._find(container), nic_name, request)
-        async for piece in source:
-            yield piece
+        async with contextlib.aclosing(source):
+            async for piece in source:
+                yield piece
 
     # ------------------------------------------------------------ steps
 

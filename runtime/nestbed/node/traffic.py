@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
+from nestbed.lan.plane import CaptureStream
 from nestbed.model import CaptureRequest, LanStats, Nic, PortStats, Stats
 from nestbed.node.nics import only_nic
 from nestbed.node.parts import Parts
@@ -47,12 +48,12 @@ async def add_classes(parts: Parts, nics: Sequence[Nic], used: Stats) -> Stats:
     )
 
 
-async def capture_lan(parts: Parts, segment: Segment, request: CaptureRequest) -> AsyncIterator[bytes]:
+async def capture_lan(parts: Parts, segment: Segment, request: CaptureRequest) -> CaptureStream:
     """A pcapng file of the LAN's frames; see ``LanPlane.capture``."""
     return await parts.plane.capture(segment.lan.bridge, segment.lan.name, request)
 
 
-async def capture_nic(parts: Parts, held: Held, nic_name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+async def capture_nic(parts: Parts, held: Held, nic_name: str, request: CaptureRequest) -> CaptureStream:
     """A pcapng file of the frames of a container's NIC, called ``CONTAINER:NIC`` in it."""
     nic = only_nic(held, nic_name)
     return await parts.plane.capture(nic.port, f"{held.spec.name}:{nic.name}", request)

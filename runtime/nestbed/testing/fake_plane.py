@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
 from nestbed.model import (
     NO_IMPAIRMENT,
@@ -94,12 +94,12 @@ class FakePlane:
     async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
         return {port: PortStats(port) for port in ports if port in self.kernel.links}
 
-    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncIterator[bytes]:
+    async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncGenerator[bytes, None]:
         self.kernel.check("capture")
         return _pieces(f"{link} {name} {request}".encode())
 
 
-async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
+async def _pieces(*pieces: bytes) -> AsyncGenerator[bytes, None]:
     for piece in pieces:
         yield piece
 
