@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nestbed.errors import AlreadyExists
+from nestbed.lan import netfilter
 from nestbed.lan.addressing import bridge_name
 from nestbed.lan.plane import Plane
 from nestbed.linux.rtnl import Link, Rtnl
@@ -116,7 +117,7 @@ async def test_firewall_of_an_own_namespace_sees_no_frames(machine) -> None:
         for path in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):  # noqa: ASYNC240
             path.write_text("1")
         plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
-        ability = transparency(plane)
+        ability = netfilter.ability()
         assert not ability.available
         assert "sysctl -w" in ability.consequence
         await plane.open(lambda *_: None)
