@@ -12,11 +12,11 @@ from nestbed.testing.segment import Segment, checked
 GROUP = "239.1.2.3:5000"
 
 
-@pytest.fixture
-def pair(tmp_path, owned_cgroups) -> Iterator[Segment]:
+@pytest.fixture(params=["kernel-and-relay", "userspace"])
+def pair(request, tmp_path, owned_cgroups) -> Iterator[Segment]:
     segment = Segment(tmp_path, 2)
     try:
-        segment.start()
+        segment.start("--relay", {"userspace": "userspace"}.get(request.param, "auto"))
         yield segment
     finally:
         segment.close()

@@ -7,7 +7,6 @@ on, and counted, without the daemon. The next one loads the programs anew around
 from __future__ import annotations
 
 import errno
-import hashlib
 import ipaddress
 import struct
 from collections.abc import Collection, Sequence
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestbed.lan import traffic
+from nestbed.lan.members import lan_key
 from nestbed.linux import bpf, tc
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import LanCounters
 
 OBJECT = Path(__file__).with_name("bpf") / "lan.bpf.o"
 MAPS = ("lans", "groups", "own_addresses", "lan_traffic", "places", "members", "refusals", "echoes")
@@ -32,7 +31,6 @@ DECAP_PRIORITY, DECAP_HANDLE, DECAP_NAME = 0x6E62, 0x6E62, "nestbed-decap"
 """Where decap stands on an underlay's clsact, which may have others' filters: behind what has been put there with care."""
 
 _UNICAST = 1
-_MEMBER_SLOTS = 65536
 _LEG = struct.Struct("=II2x42sI")
 _PEER = struct.Struct("=4s6sBB")
 _LAN = struct.Struct("=QIIIIH2sBB2x")
@@ -137,31 +135,6 @@ class Refusal:
     refused: str
 
 
-def lan_key(lan_id: str) -> int:
-    """What the maps call a LAN."""
-    return int.from_bytes(hashlib.sha256(lan_id.encode()).digest()[:8], "big")
-
-
-class MemberFlags:
-    """Which LANs have other sockets of this machine as members: what the relay tells the programs, and nobody else."""
-
-    def __init__(self, pin_dir: Path) -> None:
-        """OSError (ENOENT): there is no fast path."""
-        self._map = bpf.Map.pinned(pin_dir / "members")
-        self._chosen = {slot for slot in range(_MEMBER_SLOTS) if self._map.lookup(_INDEX.pack(slot)) != bytes(4)}
-
-    def choose(self, lan_ids: Collection[str]) -> None:
-        """From now on, frames of these LANs are copied to their taps, and of no others."""
-        wanted = {lan_key(lan_id) % _MEMBER_SLOTS for lan_id in lan_ids}
-        for slot in wanted ^ self._chosen:
-            self._map.update(_INDEX.pack(slot), _INDEX.pack(slot in wanted))
-        self._chosen = wanted
-
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        self._map.close()
-
-
 class FastPath:
     """The programs and maps. Errors are OSError.
 
@@ -258,12 +231,10 @@ class FastPath:
             if address not in wanted:
                 self._maps["own_addresses"].delete(address)
 
-    def counters(self, lan_id: str) -> LanCounters:
-        """What the LAN exchanged by this path since it was first put."""
+    def traffic(self, lan_id: str) -> tuple[list[bytes], list[bytes]]:
+        """What the LAN received and sent by this path since it was first put, on each CPU, as ``nestbed.lan.traffic`` decodes it."""
         values = self._maps["lan_traffic"].lookup_cpus(_KEY.pack(lan_key(lan_id))) or []
-        sent = traffic.decode(value[: traffic.BYTES] for value in values)
-        received = traffic.decode(value[traffic.BYTES :] for value in values)
-        return LanCounters(lan_id, received=received, sent=sent)
+        return [value[traffic.BYTES :] for value in values], [value[: traffic.BYTES] for value in values]
 
     def refusals(self) -> list[Refusal]:
         """The stations whose frames were refused because they came round."""

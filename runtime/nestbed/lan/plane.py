@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Seque
 from pathlib import Path
 from typing import Protocol
 
-from nestbed.errors import HostLacks, NestbedError
+from nestbed.errors import HostLacks
 from nestbed.lan import capture, netfilter, underlays
 from nestbed.lan.bridge import Bridges
+from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.relaying import Relaying
 from nestbed.model import (
     NO_IMPAIRMENT,
@@ -146,6 +147,7 @@ class Plane:
         self._underlays = tuple(underlays)
         self._relay = relay
         self._opened: Bridges | None = None
+        self._process: RelayClient | None = None
         self._relaying: Relaying | None = None
         self._captures = capture.Captures()
 
@@ -162,8 +164,15 @@ class Plane:
     async def open(self, listener: PlaneListener) -> None:
         netfilter.keep_out()
         self._opened = Bridges(self._node_id)
+        self._process = RelayClient(self._run_dir, listener)
+        self._process.open()
         self._relaying = Relaying(
-            node_id=self._node_id, run_dir=self._run_dir, underlays=self._underlays, mode=self._relay, listener=listener
+            node_id=self._node_id,
+            run_dir=self._run_dir,
+            underlays=self._underlays,
+            mode=self._relay,
+            relay=self._process,
+            listener=listener,
         )
         self._relaying.start()
 
@@ -172,6 +181,9 @@ class Plane:
         if self._relaying is not None:
             await self._relaying.aclose()
             self._relaying = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -184,7 +196,8 @@ class Plane:
         if lan.is_relayed:
             try:
                 self._carrier.take_up(lan)
-            except NestbedError:
+                await self._carrier.settle(lan)
+            except BaseException:
                 await self.delete(lan)
                 raise
 

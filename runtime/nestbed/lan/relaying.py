@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nestbed.errors import HostLacks, translated
-from nestbed.lan import fastpath, uplink
+from nestbed.lan import fastpath, traffic, uplink
 from nestbed.lan.attachment import Attachments
 from nestbed.lan.fastpath import Entry, FastPath, Leg, Peer, Refusal
+from nestbed.lan.members import lan_key
 from nestbed.lan.membership import Membership
 from nestbed.lan.pins import pin_dir
+from nestbed.lan.relay.wanted import RelayedLan
+from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.underlays import Outlook, look_out
 from nestbed.lan.uplink import Uplink, Uplinks
 from nestbed.linux import neighbour
@@ -53,13 +56,25 @@ class _Told:
 class Relaying:
     """See the module. Everything belongs to the network namespace in which it is made; not for two threads."""
 
-    def __init__(self, *, node_id: str, run_dir: Path, underlays: Sequence[str], mode: RelayMode, listener: PlaneListener) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        run_dir: Path,
+        underlays: Sequence[str],
+        mode: RelayMode,
+        relay: RelayClient,
+        listener: PlaneListener,
+    ) -> None:
+        """``relay`` is open already, and is closed by whoever made it."""
+        self._relay = relay
+        self._is_relay_used = mode is not RelayMode.KERNEL
+        self._is_fast_wanted = mode is not RelayMode.USERSPACE
         self._names = tuple(underlays)
         self._listener = listener
         self._uplinks = Uplinks(node_id)
         self._attachments = Attachments(run_dir, self._uplinks.rtnl)
-        self._fast, self._why_not = _load(run_dir) if self._names and mode is not RelayMode.USERSPACE else (None, "not asked for")
+        self._fast, self._why_not = _load(run_dir) if self._names and self._is_fast_wanted else (None, "not asked for")
         self._held: dict[str, _Held] = {}
         self._outlooks: dict[str, Outlook] = {name: look_out(name) for name in self._names}
         self._told: dict[tuple[int, str], _Told] = {}
@@ -101,7 +116,7 @@ class Relaying:
         Raises:
             HostLacks: this machine has nothing to carry it with. AlreadyExists: a name it needs is another's.
         """
-        if self._fast is None:
+        if self._fast is None and not self._is_relay_used:
             raise HostLacks(
                 f"LAN {lan.name} cannot be carried to other machines by this node: {self._why_not}",
                 reason="NO_RELAY",
@@ -109,7 +124,7 @@ class Relaying:
                 lan=lan.name,
                 why=self._why_not,
             )
-        found = self._uplinks.make(lan, has_pair=True)
+        found = self._uplinks.make(lan, has_pair=self._fast is not None)
         held = self._held.get(lan.id)
         if held is None:
             held = self._held[lan.id] = _Held(lan, found, Membership(lan.group_address))
@@ -117,11 +132,24 @@ class Relaying:
         with translated(f"joining LAN {lan.name} to {lan.group}", lan=lan.name, group=lan.group):
             self._attach()
             self._apply(held)
-            self._uplinks.rtnl.batch([self._fast.on_uplink(found.port), self._fast.on_tap(found.tap)])
-        self._uplinks.open_pair(lan)
+            if self._fast is not None:
+                self._uplinks.rtnl.batch([self._fast.on_uplink(found.port), self._fast.on_tap(found.tap)])
+        if self._fast is not None:
+            self._uplinks.open_pair(lan)
+
+    async def settle(self, lan: Lan) -> None:
+        """Wait until the LAN that was taken up is joined to its group or peers by the relay process, too.
+
+        Raises:
+            Unavailable: that process does not come to it. HostLacks: it cannot.
+        """
+        if self._is_relay_used:
+            await self._relay.settle()
+            self._relay.check(lan.id)
 
     def remove(self, lan: Lan) -> None:
         """Carry the LAN no more and remove what did. Idempotent."""
+        self._relay.drop_lan(lan.id)
         found = self._uplinks.find(lan)
         port, _, tap = uplink.names(lan)
         if self._fast is not None:
@@ -137,6 +165,7 @@ class Relaying:
     def sweep(self, lans: Collection[Lan]) -> None:
         """Remove what an earlier daemon left of LANs that are not among ``lans``, and of underlays that are not named any more."""
         relayed = {lan.id for lan in lans if lan.is_relayed}
+        self._relay.keep_only(lan_ids=relayed if self._is_relay_used else ())
         self._uplinks.remove([name for name, lan_id in self._uplinks.ours() if lan_id not in relayed and name[:3] != "nbu"])
         if self._fast is not None:
             indexes = [index for held in self._held.values() for index in (held.uplink.port, held.uplink.tap)]
@@ -147,7 +176,7 @@ class Relaying:
     def audit(self, lans: Collection[Lan]) -> list[Leftover]:
         """What is there and should not be, and the other way round, of uplinks and of underlays' filters."""
         relayed = [lan for lan in lans if lan.is_relayed]
-        wanted = {(name, lan.id): lan for lan in relayed for name in uplink.names(lan)}
+        wanted = {(name, lan.id): lan for lan in relayed for name in self._names_of(lan)}
         found = set(self._uplinks.ours())
         report = [Leftover("extra", "link", name, "a device of no LAN") for name, lan_id in sorted(found) if (name, lan_id) not in wanted]
         report += [
@@ -157,6 +186,10 @@ class Relaying:
         ]
         return report + self._audit_underlays(has_lans=bool(relayed))
 
+    def _names_of(self, lan: Lan) -> tuple[str, ...]:
+        names = uplink.names(lan)
+        return names if self._fast is not None else names[2:]
+
     def paths(self, lan: Lan) -> list[LanPath]:
         """How the LAN uses each underlay now."""
         held = self._held.get(lan.id)
@@ -164,7 +197,11 @@ class Relaying:
 
     def counters(self, lan_id: str) -> LanCounters:
         """What the LAN exchanged with other machines."""
-        return self._fast.counters(lan_id) if self._fast is not None else LanCounters(lan_id)
+        received, sent = self._fast.traffic(lan_id) if self._fast is not None else ([], [])
+        by_relay = self._relay.traffic(lan_id)
+        if by_relay is not None:
+            received, sent = [*received, by_relay[0]], [*sent, by_relay[1]]
+        return LanCounters(lan_id, received=traffic.decode(received), sent=traffic.decode(sent))
 
     def abilities(self) -> list[Ability]:
         """Whether the kernel can carry LANs."""
@@ -209,7 +246,7 @@ class Relaying:
 
     def _detach(self) -> None:
         """Take the program off everything that does not need it. Not before all LANs of an earlier daemon have been taken up."""
-        needed = {one.name for one in self._outlooks.values() if one.index} if self._held else set()
+        needed = {one.name for one in self._outlooks.values() if one.index} if self._held and self._fast is not None else set()
         with translated("detaching from the underlays"):
             self._attachments.detach_all_but(needed)
 
@@ -222,21 +259,39 @@ class Relaying:
         lan = held.lan
         used = [one for one in self._outlooks.values() if one.is_usable and one.name not in held.aside and (one.has_multicast or lan.peers)]
         used = used[: fastpath.LEGS_MAX]
+        held.membership.join(set() if lan.peers else {one.index for one in used})
+        if self._is_relay_used:
+            self._relay.set_lan(self._asked(held))
+        if self._fast is None:
+            return
         entry = Entry(
             lan_id=lan.id,
             group=lan.group,
             port=held.uplink.port,
             outer=held.uplink.outer,
-            tap=held.uplink.tap,
+            tap=held.uplink.tap if self._is_relay_used else 0,
             mtu=lan.mtu,
             ttl=lan.ttl,
             legs=tuple(Leg(one.index, one.mtu, one.mac, one.address) for one in used),
             peers=self._peers(lan, [one.index for one in used]),
             is_unicast=bool(lan.peers),
         )
-        assert self._fast is not None
         self._fast.put(entry)
-        held.membership.join(set() if lan.peers else {one.index for one in used})
+
+    def _asked(self, held: _Held) -> RelayedLan:
+        """What the relay process is to do for the LAN: it looks at the underlays itself."""
+        lan = held.lan
+        return RelayedLan(
+            id=lan.id,
+            tap=uplink.names(lan)[2],
+            mtu=lan.mtu,
+            group=lan.group_address,
+            port=lan.group_port,
+            underlays=tuple(name for name in self._names if name not in held.aside)[: fastpath.LEGS_MAX],
+            peers=lan.peers,
+            ttl=lan.ttl,
+            is_fast=self._fast is not None,
+        )
 
     def _peers(self, lan: Lan, indexes: list[int]) -> tuple[Peer, ...]:
         found = []
@@ -257,17 +312,28 @@ class Relaying:
             return LanPath(one.name, PathKind.DOWN, fault or "is not carried")
         if one.name in held.aside:
             return LanPath(one.name, PathKind.DOWN, "is one segment with another underlay of this LAN")
+        if self._fast is None:
+            return self._userspace_path(lan, one)
         room = one.mtu - fastpath.DATAGRAM_BYTES - 14
-        if room < lan.mtu:
-            return LanPath(
-                one.name, PathKind.KERNEL, f"packets above {room} bytes go by the relay process: the underlay's MTU is {one.mtu}"
-            )
-        return LanPath(one.name, PathKind.KERNEL, "")
+        if room >= lan.mtu:
+            return LanPath(one.name, PathKind.KERNEL, "")
+        if not self._is_relay_used:
+            return LanPath(one.name, PathKind.KERNEL, f"packets above {room} bytes are lost: the underlay's MTU is {one.mtu}")
+        fault = self._relay.fault(lan.id, one.name)
+        how = f"are lost: {one.name} {fault}" if fault else "go by the relay process"
+        return LanPath(one.name, PathKind.KERNEL, f"packets above {room} bytes {how}: the underlay's MTU is {one.mtu}")
+
+    def _userspace_path(self, lan: Lan, one: Outlook) -> LanPath:
+        fault = self._relay.fault(lan.id, one.name)
+        if fault:
+            return LanPath(one.name, PathKind.DOWN, fault)
+        why = f"the kernel does not carry it: {self._why_not}" if self._is_fast_wanted else "as asked for by --relay"
+        return LanPath(one.name, PathKind.USERSPACE, why)
 
     def _audit_underlays(self, *, has_lans: bool) -> list[Leftover]:
         report = []
         for name, index in self._attachments.recorded().items():
-            if not has_lans:
+            if not has_lans or self._fast is None:
                 report.append(Leftover("extra", "filter", name, "no LAN is carried by this underlay"))
             elif name in self._outlooks and index == self._outlooks[name].index and not fastpath.decap_is_on(self._uplinks.rtnl, index):
                 report.append(Leftover("missing", "filter", name, "the filter of this underlay"))
@@ -286,7 +352,7 @@ class Relaying:
             self._confirm_peers()
 
     def _tell(self, refusal: Refusal) -> None:
-        held = next((held for held in self._held.values() if fastpath.lan_key(held.lan.id) == refusal.lan_key), None)
+        held = next((held for held in self._held.values() if lan_key(held.lan.id) == refusal.lan_key), None)
         if held is None:
             return
         key, now = (refusal.lan_key, refusal.mac), time.monotonic()
@@ -303,7 +369,7 @@ class Relaying:
         grown = {key for key, count in echoes.items() if self._echoes.get(key) != count}
         self._echoes = dict(echoes)
         for held in self._held.values():
-            key = fastpath.lan_key(held.lan.id)
+            key = lan_key(held.lan.id)
             heard = [one.name for one in self._outlooks.values() if (key, one.index) in grown and one.name not in held.aside]
             used = [one.name for one in self._outlooks.values() if one.is_usable and one.name not in held.aside]
             # Each hears the other: the last one that does goes.

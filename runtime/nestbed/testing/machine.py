@@ -84,6 +84,7 @@ class Machine:
                 self.nbctl("lan", "rm", "*")
         self.daemon.stop()
         self.kill_keeper()
+        self.kill_relay()
         self.remove_empty_cgroups()
         with contextlib.suppress(OSError):
             umount2(str(self.run_dir / "bpf"), MNT_DETACH)  # the LAN plane's pins: a reboot would take them
@@ -91,8 +92,15 @@ class Machine:
 
     def kill_keeper(self) -> None:
         """SIGKILL the keeper, if there is one, and wait until it is dead."""
+        self._kill("keeper.json")
+
+    def kill_relay(self) -> None:
+        """SIGKILL the relay, if there is one, and wait until it is dead."""
+        self._kill("relay.lock")
+
+    def _kill(self, file: str) -> None:
         try:
-            record = json.loads((self.run_dir / "keeper.json").read_bytes())
+            record = json.loads((self.run_dir / file).read_bytes())
             pidfd = open_process(record["pid"], record["start_time"])
         except (FileNotFoundError, ProcessLookupError):
             return

@@ -1,0 +1,159 @@
+"""The relay's parts that need no kernel object: what is asked, classes, stations, counters. And the wire format as stock QEMU writes it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from nestbed.lan import traffic
+from nestbed.lan.relay import frames, macs, tally, wanted
+from nestbed.lan.relay.macs import LOCAL, MacTable
+from nestbed.lan.relay.members import local_members
+from nestbed.lan.relay.tally import Tally
+from nestbed.lan.relay.wanted import DelayLeg, RelayedLan, Wanted
+from nestbed.model import TRAFFIC_CLASSES
+
+LAN = RelayedLan("0123456789ab", "nbt0", 1500, "239.1.2.3", 5000, ("eth1", "eth2"), ("192.0.2.7",), 1, is_fast=True)
+LEG = DelayLeg("nbd0", 5000, 1000, 0.25, 100, 3)
+MAC = b"\x02\0\0\0\0\x01"
+
+# Written by `qemu-system-x86_64 -netdev socket,mcast=239.1.2.3:5000`, as they stood in the datagrams: no header before the frame.
+QEMU_DATAGRAMS = {
+    "ffffffffffff525400123456080600010800060400015254001234560a00020f0000000000000a000202": {"arp", "broadcast"},
+    "333300000002525400123456" "86dd6000000000083afffe80000000000000505400fffe123456ff020000000000000000000000000002"
+    "85007d3800000000": {"ipv6", "icmp", "multicast"},
+    "525400123457525400123456" "08004500001c00010000401162bf0a00020f0a00020200350035000800aa": {"ipv4", "udp"},
+}  # fmt: skip
+
+
+def classes_of(frame: bytes) -> set[str]:
+    return {TRAFFIC_CLASSES[(cell - tally.CLASSES_AT) // 2] for cell in frames.cells_of(frame)}
+
+
+@pytest.mark.parametrize("data", QEMU_DATAGRAMS)
+def test_datagrams_of_stock_qemu_are_frames(data: str) -> None:
+    assert classes_of(bytes.fromhex(data)) == QEMU_DATAGRAMS[data]
+
+
+@pytest.mark.parametrize(
+    ("kind_and_payload", "classes"),
+    [
+        ("0800" + "45" + "00" * 8 + "06", {"ipv4", "tcp"}),
+        ("0800", {"ipv4"}),
+        ("86dd" + "60" + "00" * 5 + "06", {"ipv6", "tcp"}),
+        ("86dd" + "60" + "00" * 5 + "00" + "00" * 33 + "3a00", {"ipv6", "icmp"}),
+        ("86dd60", {"ipv6"}),
+        ("8100" + "0007" + "0800" + "45" + "00" * 8 + "11", {"ipv4", "udp"}),
+        ("88a8" + "0007" + "8100" + "0008" + "86dd" + "60" + "00" * 5 + "11", {"ipv6", "udp"}),
+        ("8100" + "0007" + "8100" + "0008" + "8100" + "0009" + "0800", {"other"}),
+        ("8100" + "00", {"other"}),
+        ("88cc", {"other"}),
+        ("0806", {"arp"}),
+    ],
+)
+def test_classes(kind_and_payload: str, classes: set[str]) -> None:
+    frame = bytes(6) + MAC + bytes.fromhex(kind_and_payload)
+    assert classes_of(frame) == classes
+    assert classes_of(b"\xff" * 6 + frame[6:]) == classes | {"broadcast"}
+    assert classes_of(b"\x01" * 6 + frame[6:]) == classes | {"multicast"}
+
+
+def test_what_is_asked_is_read_as_it_was_written(tmp_path) -> None:
+    assert not wanted.read(tmp_path)
+    asked = Wanted(7, (LAN,), (LEG,))
+    wanted.write(tmp_path, asked)
+    assert wanted.read(tmp_path) == asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        '{"version":2}',
+        '{"version":1,"generation":1,"lans":[{}],"legs":[]}',
+        '{"version":1,"lans":[],"legs":[1]}',
+    ],
+)
+def test_a_damaged_request_is_refused(tmp_path, text: str) -> None:
+    (tmp_path / wanted.FILE).write_text(text)
+    with pytest.raises(ValueError, match=wanted.FILE):
+        wanted.read(tmp_path)
+
+
+def test_a_station_may_move_now_and_then() -> None:
+    table = MacTable(0.0)
+    for number in range(100):
+        assert table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, number * 0.06)
+    assert table.loops == []
+
+
+def test_a_restless_station_is_pinned_and_let_go() -> None:
+    table = MacTable(0.0)
+    passed = [table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, number * 0.001) for number in range(40)]
+    assert passed[: macs.MOVES_MAX + 1] == [True] * (macs.MOVES_MAX + 1)
+    # From then on only where it was: its frames from there pass.
+    assert [passed[number] for number in range(macs.MOVES_MAX + 1, 40)] == [number % 2 == macs.MOVES_MAX % 2 for number in range(21, 40)]
+    assert [(loop.mac, loop.origin, loop.other) for loop in table.loops] == [(MAC.hex(":"), LOCAL, "192.0.2.1")]
+    assert table.admits(b"\x02\0\0\0\0\x02", "192.0.2.1", 0.1)
+    table.age(1.0)
+    assert not table.admits(MAC, "192.0.2.1", 1.0)
+    table.age(10.0)
+    assert table.admits(MAC, "192.0.2.1", 10.0)
+
+
+def test_silent_stations_are_forgotten_and_the_table_is_bounded() -> None:
+    table = MacTable(0.0)
+    table.admits(MAC, "192.0.2.1", 0.0)
+    table.age(macs.AGE_SECONDS)
+    assert table.owner(MAC) == "192.0.2.1"
+    table.age(2 * macs.AGE_SECONDS)
+    assert table.owner(MAC) is None
+    for number in range(5 * macs.STATIONS_MAX):
+        assert table.admits(number.to_bytes(6, "big"), LOCAL, 1000.0)
+    assert len(table.origins) <= macs.STATIONS_MAX
+
+
+def test_counters_outlive_writer_and_reader(tmp_path) -> None:
+    assert Tally.open_to_read(tmp_path) is None
+    writer = Tally.open_to_write(tmp_path)
+    reader = Tally.open_to_read(tmp_path)
+    assert reader is not None
+    assert reader.look("lan") is None
+    with writer.claim("lan") as cells:
+        frames.count(cells, tally.SENT_AT, b"\xff" * 6 + MAC + b"\x08\x06" + bytes(28))
+        cells[tally.RECEIVED_AT + tally.DROPS_AT + 3] += 2
+    writer.close()
+    writer = Tally.open_to_write(tmp_path)
+    data = reader.look("lan")
+    assert data is not None
+    received, sent = (traffic.decode([data[at : at + traffic.BYTES]]) for at in (0, traffic.BYTES))
+    assert (sent.frames, sent.bytes) == (1, 42)
+    assert {each.name for each in sent.classes if each.frames} == {"arp", "broadcast"}
+    assert [(drop.reason, drop.frames) for drop in received.drops] == [("runt", 2)]
+    writer.keep_only(["other"])
+    assert reader.look("lan") is None
+    with writer.claim("other") as cells:
+        assert not any(cells)
+    writer.close()
+    reader.close()
+
+
+def test_histogram_buckets_are_an_eighth_wide() -> None:
+    last = -1
+    for delay in [*range(2000), *(1 << shift for shift in range(11, 30))]:
+        index = tally.bucket(delay)
+        assert last <= index < tally.BUCKETS
+        if delay < 1 << 26:
+            assert abs(tally.bucket_middle_us(index) - delay) <= max(0.5, delay / 8)
+        last = index
+
+
+def test_sockets_of_others_are_found() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert sock.getsockname() in local_members(())
