@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from nestbed.v1.traffic_pb2 import Impairment
 
+NONE = "none"
 _NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z%]*)", re.ASCII)
 _RATES = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _TIMES = {"us": 1, "ms": 10**3, "s": 10**6}
@@ -27,25 +28,32 @@ def _scaled(text: str, what: str, units: Mapping[str, int], example: str) -> int
 
 
 def rate(text: str) -> int:
-    """Bits per second of ``10mbit``, ``1.5gbit``, ``512kbit``, ``0``: units are powers of 1000.
+    """Bits per second of ``10mbit``, ``1.5gbit``, ``512kbit``: units are powers of 1000. 0, which takes it off, is ``none``.
 
     >>> rate("1.5kbit")
     1500
     """
-    return _scaled(text, "rate", _RATES, "10mbit")
+    if text == NONE:
+        return 0
+    found = _scaled(text, "rate", _RATES, "10mbit")
+    if not found:
+        raise Usage("a rate of 0 would let nothing pass", remedy="write --rate none to take it off, or --loss 100% to let nothing pass")
+    return found
 
 
 def time(text: str) -> int:
-    """Microseconds of ``5ms``, ``0.5ms``, ``250us``, ``1s``, ``0``."""
-    return _scaled(text, "time", _TIMES, "5ms")
+    """Microseconds of ``5ms``, ``0.5ms``, ``250us``, ``1s``, ``0``, ``none``."""
+    return 0 if text == NONE else _scaled(text, "time", _TIMES, "5ms")
 
 
 def fraction(text: str) -> float:
-    """The fraction that is ``1%``, ``0.05%``, ``0``; whether it is one is for the node to say.
+    """The fraction that is ``1%``, ``0.05%``, ``0``, ``none``; whether it is one is for the node to say.
 
     >>> fraction("1%")
     0.01
     """
+    if text == NONE:
+        return 0.0
     match = _NUMBER.fullmatch(text.strip())
     if match is None or (match[2] != "%" and not (match[2] == "" and not float(match[1]))):
         raise Usage(f"'{text}' is not a percentage", remedy="write a number and %, such as 1% or 0.05%")
@@ -53,7 +61,9 @@ def fraction(text: str) -> float:
 
 
 def frames(text: str) -> int:
-    """A number of frames."""
+    """A number of frames; 0 or ``none`` for the default."""
+    if text == NONE:
+        return 0
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise Usage(f"'{text}' is not a number of frames", remedy="write a whole number, such as 1000")
     return int(text)
@@ -83,7 +93,7 @@ KINDS = {
 
 def shown(impairment: Impairment) -> str:
     """As it would be written: ``rate 10mbit delay 5ms loss 1%``; ``none`` if nothing is done."""
-    return " ".join(_parts(impairment)) or "none"
+    return " ".join(_parts(impairment)) or NONE
 
 
 def _parts(impairment: Impairment) -> Iterator[str]:

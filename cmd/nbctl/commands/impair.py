@@ -32,7 +32,7 @@ def _options(parser: Parser) -> None:
     ):
         which.add_argument(f"--{name}", dest="direction", action="store_const", const=name, help=meaning)
     for name, kind in impairments.KINDS.items():
-        parser.add_argument(f"--{name}", dest=kind.field, metavar=kind.metavar, type=kind.read, help=f"{kind.text} (0 takes it off)")
+        parser.add_argument(f"--{name}", dest=kind.field, metavar=kind.metavar, type=kind.read, help=f"{kind.text} (none takes it off)")
 
 
 async def _impair(context: Context, args: Namespace) -> int:
@@ -134,7 +134,7 @@ COMMANDS = {
         """\
   nbctl lan impair lan0 --delay 20ms --loss 1%
   nbctl lan impair lan0 --port web --to --rate 10mbit
-  nbctl lan impair lan0 --port web:eth0 --delay 0
+  nbctl lan impair lan0 --port web:eth0 --delay none
   nbctl lan impair show lan0
   nbctl lan impair reset lan0""",
         """\

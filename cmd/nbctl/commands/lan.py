@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from nestbed.v1.container_pb2 import Nic
     from nestbed.v1.lan_pb2 import Lan
 
-HEADINGS = ("NAME", "SUBNET", "SUBNET6", "MTU", "MEMBERS", "AGE")
+HEADINGS = ("NAME", "SUBNET", "SUBNET6", "MTU", "GROUP", "MEMBERS", "AGE")
 
 
 def _table(lans: Iterable[Lan]) -> list[str]:
     now = time.time()
     rows: list[Sequence[str]] = [
-        (lan.name, lan.subnet or "-", lan.subnet6 or "-", str(lan.mtu), str(len(lan.members)), text.age(now - lan.create_time.seconds))
+        (
+            lan.name,
+            lan.subnet or "-",
+            lan.subnet6 or "-",
+            str(lan.mtu),
+            lan.group or "-",
+            str(len(lan.members)),
+            text.age(now - lan.create_time.seconds),
+        )
         for lan in lans
     ]
     return text.table(HEADINGS, rows, width=output.width())

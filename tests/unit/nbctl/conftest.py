@@ -343,10 +343,10 @@ class Lans(lan_pb2_grpc.LanServiceServicer):
         self.node.calls.append(request)
         if "nonsense" in request.filter:
             refused(context, InvalidArgument("the filter is none", reason="BAD_FILTER", remedy="see pcap-filter(7)"))
+        context.add_callback(self.node.ended.set)
         yield from (lan_pb2.CaptureResponse(data=piece) for piece in self.node.frames)
         if not request.count:
             self.node.ready.set()
-            context.add_callback(self.node.ended.set)
             self.node.ended.wait(10)
 
 

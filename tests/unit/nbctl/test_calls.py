@@ -264,7 +264,7 @@ def test_version(node: Served) -> None:
 def test_lans(node: Served) -> None:
     assert node.nbctl("lan", "create", "lan0", "--subnet", "10.5.0.0/24", "--mtu", "9000", "--label", "a=b")[:2] == (0, "lan0\n")
     assert (node.node.calls[-1].mtu, node.node.calls[-1].labels["a"]) == (9000, "b")
-    assert node.nbctl("lan", "ls")[1].splitlines()[1].split() == ["lan0", "10.5.0.0/24", "-", "9000", "0", "0s"]
+    assert node.nbctl("lan", "ls")[1].splitlines()[1].split() == ["lan0", "10.5.0.0/24", "-", "9000", "-", "0", "0s"]
     assert node.nbctl("lan", "ls", "-o", "name")[1] == "lan0\n"
     assert json.loads(node.nbctl("lan", "inspect", "lan0")[1])["mtu"] == 9000
     assert node.nbctl("lan", "connect", "lan0", "web", "--ip", "10.5.0.9/24")[1] == "eth1 02:00:00:00:00:01 10.5.0.9/24\n"

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from grpc import StatusCode, aio
 
 from nestbed import errors
 from nestbed.client import Client
 from nestbed.errors import NestbedError
-from nestbed.model import Underlay
+from nestbed.model import LanRequest, Underlay
+from nestbed.service.authorize import Role
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2
+from nestbed.v1 import lan_pb2, node_pb2
+from nestbed.v1.lan_pb2_grpc import LanServiceStub
+from nestbed.v1.node_pb2_grpc import NodeServiceStub
 from nestbed.v1.traffic_pb2 import Impairment
 
 Program = Callable[..., api.ContainerSpec]
@@ -129,3 +133,26 @@ async def test_metrics(admin: Client, program: Program) -> None:
     assert 'nestbed_nic_frames_total{container="web",nic="eth0",lan="lan0",direction="rx"} 0' in lines
     assert 'nestbed_lan_bytes_total{lan="lan0",direction="sent"} 0' in lines
     assert 'nestbed_port_frames_total{lan="lan0",container="web",nic="eth0",direction="tx"} 0' in lines
+
+
+async def test_viewers_watch_and_operators_change(site, served, program: Program) -> None:
+    await site.node.create_lan(LanRequest("lan0"))
+    async with site.bare(role=Role.VIEWER) as channel:
+        lans, node = LanServiceStub(channel), NodeServiceStub(channel)
+        assert (await lans.ListImpairments(lan_pb2.ListImpairmentsRequest())).impairments[0].lan.name == "lan0"
+        assert [response.stats[0].name async for response in lans.WatchLanStats(lan_pb2.WatchLanStatsRequest())] == ["lan0"]
+        assert "nestbed_lans 1\n" in (await node.GetMetrics(node_pb2.GetMetricsRequest())).text
+        with pytest.raises(aio.AioRpcError) as caught:
+            await lans.SetImpairment(lan_pb2.SetImpairmentRequest(lan="lan0", impairment=Impairment(delay_us=1)))
+        assert caught.value.code() is StatusCode.PERMISSION_DENIED
+        with pytest.raises(aio.AioRpcError) as caught:
+            await lans.ResetImpairment(lan_pb2.ResetImpairmentRequest(lan="lan0"))
+        assert caught.value.code() is StatusCode.PERMISSION_DENIED
+        with pytest.raises(aio.AioRpcError) as caught:
+            _ = [response async for response in lans.Capture(lan_pb2.CaptureRequest(lan="lan0"))]
+        assert caught.value.code() is StatusCode.PERMISSION_DENIED
+    async with site.bare(role=Role.OPERATOR) as channel:
+        lans = LanServiceStub(channel)
+        request = lan_pb2.SetImpairmentRequest(lan="lan0", impairment=Impairment(delay_us=2))
+        assert (await lans.SetImpairment(request)).impairment.lan.impairment.delay_us == 2
+        assert [response async for response in lans.Capture(lan_pb2.CaptureRequest(lan="lan0"))]
