@@ -20,8 +20,9 @@ NIC_HEADINGS = ("NAME", "NIC", "LAN", "WAY", *_FIGURES)
 def lan_rows(stats: Iterable[LanStats]) -> Iterator[Sequence[str]]:
     """For each LAN what it exchanged with other machines, then its ports, as the containers see it."""
     for lan in stats:
-        for way, traffic in (("received", lan.received), ("sent", lan.sent)):
-            yield lan.name, "(others)", way, *_figures(traffic.frames, traffic.bytes, traffic.classes, traffic.drops)
+        if lan.HasField("received"):
+            for way, traffic in (("received", lan.received), ("sent", lan.sent)):
+                yield lan.name, "(others)", way, *_figures(traffic.frames, traffic.bytes, traffic.classes, traffic.drops)
         for port in lan.ports:
             for way, traffic in (("rx", port.rx), ("tx", port.tx)):
                 figures = _figures(traffic.frames, traffic.bytes, traffic.classes, traffic.drops)

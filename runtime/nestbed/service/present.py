@@ -263,8 +263,8 @@ def lan_stats(value: model.LanStats) -> lan_pb2.LanStats:
         id=value.lan.id,
         name=value.lan.name,
         time=timestamp(value.at),
-        received=_traffic(value.counters.received),
-        sent=_traffic(value.counters.sent),
+        received=_traffic(value.counters.received) if value.lan.is_relayed else None,
+        sent=_traffic(value.counters.sent) if value.lan.is_relayed else None,
         ports=[
             lan_pb2.LanPortStats(
                 container_id=member.container_id,

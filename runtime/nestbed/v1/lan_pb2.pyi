@@ -1026,11 +1026,11 @@ class LanStats(_message.Message):
 
     @_builtins.property
     def received(self) -> _traffic_pb2.Traffic:
-        """What came from other machines."""
+        """What came from other machines; absent if the LAN stays on this one."""
 
     @_builtins.property
     def sent(self) -> _traffic_pb2.Traffic:
-        """What went to other machines."""
+        """What went to other machines; absent if the LAN stays on this one."""
 
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanPortStats]:
