@@ -90,7 +90,7 @@ def in_force(lan: Impairment, own: Impairment) -> Impairment:
     A fraction combines as two independent events do: ``1 - (1 - a)(1 - b)``.
     """
     share = leg_share(lan)
-    fractions = {name: 1.0 - (1.0 - getattr(share, name)) * (1.0 - getattr(own, name)) for name in _FRACTIONS}
+    fractions = {name: _either(getattr(share, name), getattr(own, name)) for name in _FRACTIONS}
     return Impairment(
         rate_bps=_smaller(share.rate_bps, own.rate_bps),
         delay_us=share.delay_us + own.delay_us,
@@ -118,6 +118,12 @@ def burst_bytes(rate_bps: int, mtu: int) -> int:
     return max(rate_bps * 2 // 8000, 2 * (mtu + _ETHERNET_HEADER_BYTES + 4))
 
 
+def busy_gap_ns(impairment: Impairment, mtu: int) -> int:
+    """A longer pause between two frames is none of the rate's doing: four full frames' time, and at least 10 ms."""
+    frame_ns = (mtu + _ETHERNET_HEADER_BYTES) * 8_000_000_000 // impairment.rate_bps if impairment.rate_bps else 0
+    return max(4 * frame_ns, 10_000_000)
+
+
 def threshold(fraction: float) -> int:
     """A random number of 32 bits is below this with the probability ``fraction``; 2**32 for 1."""
     return round(fraction * (1 << 32))
@@ -142,6 +148,11 @@ def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
     while value >= step and number < len(units) - 1:
         value, number = value / step, number + 1
     return f"{value:g} {units[number]}"
+
+
+def _either(one: float, other: float) -> float:
+    """The probability that one of two independent events occurs; exactly the other's if one never does."""
+    return one + other - one * other
 
 
 def _smaller(one: int, other: int) -> int:

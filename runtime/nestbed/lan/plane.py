@@ -6,15 +6,19 @@ A LAN is a Linux bridge in the network namespace of the daemon. Ports are the ru
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from nestbed.errors import HostLacks
-from nestbed.lan import capture, netfilter, underlays
+from nestbed.lan import capture, netfilter, pins, underlays
 from nestbed.lan.bridge import Bridges
+from nestbed.lan.memberports import MemberPorts
+from nestbed.lan.programs import PortPrograms
 from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.relaying import Relaying
+from nestbed.log import fields
 from nestbed.model import (
     NO_IMPAIRMENT,
     Ability,
@@ -30,6 +34,8 @@ from nestbed.model import (
     Underlay,
 )
 from nestbed.runtime import Leftover, PlaneListener, PortHook
+
+_logger = logging.getLogger(__name__)
 
 
 class CaptureStream(Protocol):
@@ -83,6 +89,10 @@ class LanPlane(PortHook, Protocol):
         """Remove what an earlier daemon of this node made for LANs that are not among ``lans``, and for ports of which :meth:`impair` has
         not been told: the node has told of all by now.
         """
+        ...
+
+    async def sweep_ports(self) -> None:
+        """Once, after every port on record was found or added: remove what an earlier daemon of this node made for others."""
         ...
 
     async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:
@@ -147,6 +157,8 @@ class Plane:
         self._underlays = tuple(underlays)
         self._relay = relay
         self._opened: Bridges | None = None
+        self._members: MemberPorts | None = None
+        self._lacks_bpf = ""
         self._process: RelayClient | None = None
         self._relaying: Relaying | None = None
         self._captures = capture.Captures()
@@ -175,9 +187,16 @@ class Plane:
             listener=listener,
         )
         self._relaying.start()
+        try:
+            self._members = MemberPorts(self._node_id, PortPrograms.load(pins.pin_dir(self._run_dir)), self._process)
+        except OSError as error:
+            self._lacks_bpf = str(error)
 
     async def aclose(self) -> None:
         await self._captures.aclose()
+        if self._members is not None:
+            self._members.close()
+            self._members = None
         if self._relaying is not None:
             await self._relaying.aclose()
             self._relaying = None
@@ -218,6 +237,13 @@ class Plane:
             if lan_id not in recorded:
                 self._bridges.remove(name)
 
+    async def sweep_ports(self) -> None:
+        if self._members is not None:
+            try:
+                self._members.sweep()
+            except OSError as error:
+                _logger.exception("ports not swept", extra=fields(cause=str(error)))
+
     async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:
         recorded, found = {lan.id: lan for lan in lans}, dict(self._bridges.ours())
         present = set(found.items())
@@ -227,7 +253,8 @@ class Plane:
             for lan in recorded.values()
             if (lan.bridge, lan.id) not in present
         ]
-        return [*extra, *missing, *self._carrier.audit(lans)]
+        legs = () if self._members is None else self._members.audit()
+        return [*extra, *missing, *self._carrier.audit(lans), *legs]
 
     def abilities(self) -> Sequence[Ability]:
         return [netfilter.ability(), *underlays.abilities(self.underlays()), *self._carrier.abilities(), capture.ability()]
@@ -235,33 +262,38 @@ class Plane:
     def paths(self, lan: Lan) -> Sequence[LanPath]:
         return self._carrier.paths(lan)
 
-    def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:  # noqa: ARG002 - nothing is counted
-        return ()
+    def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:
+        return () if self._members is None else self._members.added(nic, index)
 
     def port_found(self, nic: Nic, index: int) -> None:
-        pass
+        if self._members is not None:
+            self._members.found(nic, index)
 
     def port_gone(self, port: str) -> None:
-        pass
+        if self._members is not None:
+            self._members.gone(port)
 
     async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
-        if to != NO_IMPAIRMENT or from_ != NO_IMPAIRMENT:
+        if self._members is not None:
+            await self._members.impair(nic, to, from_)
+        elif to != NO_IMPAIRMENT or from_ != NO_IMPAIRMENT:
             raise HostLacks(
-                f"the frames of {nic.name} on LAN {nic.lan} cannot be impaired on this node",
+                f"the frames of {nic.name} on LAN {nic.lan} cannot be impaired without BPF: {self._lacks_bpf}",
                 reason="NO_IMPAIRMENTS",
                 remedy="see `nbctl info` for what this machine lacks",
                 nic=nic.name,
                 lan=nic.lan,
+                cause=self._lacks_bpf,
             )
 
-    async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:  # noqa: ARG002 - nothing is impaired
-        return None, None
+    async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:
+        return (None, None) if self._members is None else self._members.achieved(nic)
 
     async def counters(self, lans: Collection[Lan]) -> Sequence[LanCounters]:
         return [self._carrier.counters(lan.id) for lan in lans]
 
-    async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:  # noqa: ARG002 - nothing is counted
-        return {}
+    async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
+        return {} if self._members is None else self._members.counters(ports)
 
     async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         return await self._captures.start(link, name, request)

@@ -6,7 +6,9 @@ Rates are bits per second of frames with their Ethernet headers (as ``skb->len``
 
 from __future__ import annotations
 
+import errno
 import struct
+from dataclasses import dataclass
 
 from nestbed.linux.rtnl import Rtnl, attributes, string
 
@@ -60,31 +62,32 @@ def netem(index: int, *, parent: int, handle: int, delay_ns: int, jitter_ns: int
 
 
 def deletion(index: int, *, parent: int = ROOT) -> bytes:
-    """Take away what is there, and what waits in it (ENOENT: nothing is)."""
+    """Take away what is there, and what waits in it (ENOENT: nothing is). What it was inside of goes on without."""
     body = _TCMSG.pack(0, index, 0, parent, 0)
     return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_DELQDISC, _NLM_F_REQUEST | _NLM_F_ACK, 0, 0) + body
 
 
-def kinds(rtnl: Rtnl, index: int) -> dict[int, str]:
-    """The disciplines of a device that were given to it, by parent; a device's own default is not among them."""
-    return {parent: kind for parent, kind, _ in _all(rtnl, index)}
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A discipline that is there. ``drops`` counts the frames that it, and what is inside it, has dropped."""
+
+    kind: str
+    drops: int
 
 
-def drops(rtnl: Rtnl, index: int) -> int:
-    """How many frames the device's root discipline has dropped, with those inside it."""
-    return max((dropped for parent, _, dropped in _all(rtnl, index) if parent == ROOT), default=0)
-
-
-def _all(rtnl: Rtnl, index: int) -> list[tuple[int, str, int]]:
-    found = []
-    for payload in rtnl.dump(RTM_GETQDISC, RTM_NEWQDISC, _TCMSG.pack(0, index, 0, 0, 0)):
-        _, at, handle, parent, _ = _TCMSG.unpack_from(payload)
-        if at == index and handle:
-            attrs = attributes(payload[_TCMSG.size :])
-            stats = attributes(attrs[_TCA_STATS2]) if _TCA_STATS2 in attrs else {}
-            queue = stats.get(_TCA_STATS_QUEUE)
-            found.append((parent, string(attrs.get(_TCA_KIND)), _GNET_STATS_QUEUE.unpack_from(queue)[2] if queue else 0))
-    return found
+def find(rtnl: Rtnl, index: int, *, parent: int = ROOT) -> Found | None:
+    """What was given to the device at this place; None for nothing, or a device's own default."""
+    try:
+        payload = rtnl.ask(RTM_GETQDISC, RTM_NEWQDISC, _TCMSG.pack(0, index, 0, parent, 0))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+    _, _, handle, _, _ = _TCMSG.unpack_from(payload)
+    attrs = attributes(payload[_TCMSG.size :])
+    stats = attributes(attrs[_TCA_STATS2]) if _TCA_STATS2 in attrs else {}
+    queue = stats.get(_TCA_STATS_QUEUE)
+    return Found(string(attrs.get(_TCA_KIND)), _GNET_STATS_QUEUE.unpack_from(queue)[2] if queue else 0) if handle else None
 
 
 def _qdisc(index: int, parent: int, handle: int, kind: str, options: bytes) -> bytes:

@@ -318,6 +318,10 @@ class Rtnl:
                         raise refusal or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
                     return found
 
+    def counters_of(self, index: int) -> Counters:
+        """The counters of one device (ENODEV: there is none)."""
+        return _counters(self.ask(RTM_GETLINK, RTM_NEWLINK, _IFINFOMSG.pack(0, 0, index, 0, 0)))
+
     def _dump_links(self, filter_mask: int) -> Iterator[memoryview]:
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, filter_mask)  # IFLA_EXT_MASK
         return self.dump(RTM_GETLINK, RTM_NEWLINK, body)

@@ -104,6 +104,7 @@ class Node:
             held = await self._lifecycle.read_records()
             await self._lans.take_up()
             await self._lifecycle.take_up(held)
+            await parts.plane.sweep_ports()
             for one in held:
                 parts.hosts.changed(one.spec.nics)
             parts.hosts.start()

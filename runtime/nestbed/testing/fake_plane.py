@@ -55,6 +55,9 @@ class FakePlane:
         recorded = {lan.id for lan in lans}
         self.kernel.bridges = {name: lan_id for name, lan_id in self.kernel.bridges.items() if lan_id in recorded}
 
+    async def sweep_ports(self) -> None:
+        pass
+
     async def audit(self, lans: Collection[Lan]) -> Sequence[Leftover]:
         recorded = {lan.bridge for lan in lans}
         extra = [Leftover("extra", "link", name) for name in self.kernel.bridges if name not in recorded]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 
 from nestbed.lan.relay import tally
@@ -30,6 +31,7 @@ class Leg:
         self._buffer = bytearray(_READ_BYTES)
         self._view = memoryview(self._buffer)
         self._vector = [self._buffer]
+        socket.if_nametoindex(wanted.tap)  # opening one that is gone would make another
         self._fd = tun.open_tap(wanted.tap, vnet_header=True)
         tun.set_offloads(self._fd, tun.TUN_F_CSUM | tun.TUN_F_TSO4 | tun.TUN_F_TSO6 | tun.TUN_F_TSO_ECN)
         engine.watch(self._fd, self._read, is_hasty=True)
