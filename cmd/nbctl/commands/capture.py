@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nbctl import signals, stream, text, values
 from nbctl.commands import Command
-from nbctl.failure import OK, Usage, report
-from nestbed.errors import NotFound, from_errno, translated
+from nbctl.failure import OK, Failure, Usage, report
+from nestbed.errors import NotFound, translated
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -79,7 +79,7 @@ async def _copy(fd: int, path: str, first: bytes, pieces: AsyncGenerator[bytes, 
             piece = await _next(pieces, stopping)
     finally:
         stopping.cancel()
-        if fd != 1:
+        if fd != 1 and written:
             report(f"{text.size(written)} in {path}")
 
 
@@ -105,7 +105,8 @@ async def _write(fd: int, path: str, data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise from_errno(error.errno or 0, f"writing {path}", path=path) from error
+        why = os.strerror(error.errno or 0).lower()
+        raise Failure(f"writing {path}: {why}", remedy="write to a file that has room; the capture has ended") from error
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Relaying:
         self._listener = listener
         self._uplinks = Uplinks(node_id)
         self._attachments = Attachments(run_dir, self._uplinks.rtnl)
-        self._fast, self._why_not = _load(run_dir) if self._names and self._is_fast_wanted else (None, "not asked for")
+        self._fast, self._why_not = _load(run_dir) if self._names and self._is_fast_wanted else (None, "not asked for (--relay userspace)")
         self._held: dict[str, _Held] = {}
         self._outlooks: dict[str, Outlook] = {name: look_out(name) for name in self._names}
         self._told: dict[tuple[int, str], _Told] = {}
@@ -204,12 +204,24 @@ class Relaying:
         return LanCounters(lan_id, received=traffic.decode(received), sent=traffic.decode(sent))
 
     def abilities(self) -> list[Ability]:
-        """Whether the kernel can carry LANs."""
+        """Whether the kernel can carry LANs, and whether the relay process may."""
         if not self._names:
             return []
+        found = []
         if self._fast is not None:
-            return [Ability("fast-path", available=True, detail="BPF programs carry LANs between machines")]
-        return [Ability("fast-path", available=False, detail=self._why_not, consequence="LANs between machines are slow, or cannot be had")]
+            found.append(Ability("fast-path", available=True, detail="BPF programs carry LANs between machines"))
+        else:
+            consequence = (
+                "the relay process carries LANs, slower and with more delay" if self._is_relay_used else "LANs with a group are refused"
+            )
+            found.append(Ability("fast-path", available=False, detail=self._why_not, consequence=consequence))
+        if self._is_relay_used:
+            what = "what the kernel does not: oversize frames, stock QEMU on this machine" if self._fast is not None else "all frames"
+            found.append(Ability("relay", available=True, detail=f"a process carries {what}"))
+        else:
+            lost = "frames over the underlay's MTU are dropped, and stock QEMU on this machine gets none"
+            found.append(Ability("relay", available=False, detail="not asked for", consequence=lost))
+        return found
 
     # ---- underlays
 
