@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import itertools
 import json
 import subprocess
 import tempfile
@@ -18,7 +20,10 @@ import pytest
 from nestbed.client import Client
 from nestbed.testing import inside
 from nestbed.testing.machine import Machine
+from nestbed.testing.segment import Segment, checked
+from nestbed.testing.station import Member, Station
 from nestbed.v1 import container_pb2 as api
+from nestbed.v1 import lan_pb2, node_pb2
 
 T = TypeVar("T")
 
@@ -239,3 +244,156 @@ def fort(module_fort: Fort, owned_cgroups: set[str]) -> Iterator[Fort]:
     """The module's daemon; every container is removed after the test."""
     yield module_fort
     module_fort.clear()
+
+
+# ---- LANs of several machines
+
+
+class Lab:
+    """A LAN of the same group on each of ``count`` machines of a segment, with a container on it, and, on the machine after these, a stock
+    member.
+    """
+
+    _ordinals = itertools.count(1)
+
+    def __init__(self, segment: Segment, count: int, *options: str, unicast: bool = False) -> None:
+        number = next(self._ordinals)
+        self.segment = segment
+        self.machines = segment.machines[:count]
+        self.lan, self.group = f"lan{number}", f"239.1.2.{number}:5000"
+        self.names = [f"c{number}-{at}" for at in range(1, count + 1)]
+        for at, name in enumerate(self.names):
+            peers = [word for other in range(count) if other != at for word in ("--peer", segment.address(other))] if unicast else []
+            self.nbctl(at, "lan", "create", self.lan, "--group", self.group, *peers, *options)
+            address = f"{self.lan},ip=10.5.0.{at + 1}/24,ip=fd00:5::{at + 1}/64"
+            self.nbctl(at, "run", "process", "-d", "--name", name, "--lan", address, "--", "sleep", "1000")
+        pids = [json.loads(self.nbctl(at, "-o", "json", "inspect", name))["pid"] for at, name in enumerate(self.names)]
+        self.namespaces = [f"/proc/{pid}/ns/net" for pid in pids]
+        self.stations = [Station(namespace) for namespace in self.namespaces]
+        self.member = Member(segment.machines[count].netns_fd, self.group, segment.address(count)) if segment.machines[count:] else None
+
+    def let_go(self) -> None:
+        """Close sockets."""
+        for one in (*self.stations, *([self.member] if self.member else [])):
+            one.close()
+
+    def close(self) -> None:
+        """Close sockets and remove LAN and containers."""
+        self.let_go()
+        for at, name in enumerate(self.names):
+            self.nbctl(at, "rm", "-f", name)
+            self.nbctl(at, "lan", "rm", self.lan)
+
+    def nbctl(self, at: int, *args: str) -> str:
+        return checked(self.machines[at].nbctl(*args))
+
+    def pings(self, at: int, target: str, count: int = 1) -> bool:
+        """Whether so many echo requests of a machine's container are all answered."""
+        words = ("ping", "-c", str(count), "-i", "0.1", "-W", "1", target)
+        return self.machines[at].nbctl("exec", self.names[at], "--", *words).returncode == 0
+
+    def path(self, at: int) -> dict[str, str]:
+        """How the LAN uses the first underlay of a machine now."""
+        found: dict[str, str] = json.loads(self.nbctl(at, "-o", "json", "lan", "inspect", self.lan))["paths"][0]
+        return found
+
+    def stats(self, at: int) -> lan_pb2.LanStats:
+        """The LAN's counters on a machine now."""
+
+        async def reading() -> lan_pb2.LanStats:
+            async with Client.connect(self.machines[at].address) as client:
+                entries = [entry async for response in client.lan_stats([self.lan]) for entry in response.stats]
+                return entries[0]
+
+        return asyncio.run(reading())
+
+    def drops(self, at: int) -> dict[str, int]:
+        """Drops of what came to a machine from the wire, by reason."""
+        return {one.reason: one.frames for one in self.stats(at).received.drops}
+
+    def await_event(self, at: int, kind: str) -> node_pb2.Event:
+        """The first event of this type, past ones included, that happened to the LAN, or to all, on a machine."""
+
+        async def waiting() -> node_pb2.Event:
+            async with (
+                asyncio.timeout(10),
+                Client.connect(self.machines[at].address) as client,
+                contextlib.aclosing(client.events(types=[kind], history=True)) as events,
+            ):
+                async for response in events:
+                    if response.event.name in (self.lan, ""):
+                        return response.event
+            raise AssertionError("the events ended")
+
+        return asyncio.run(waiting())
+
+    def assert_clean(self) -> None:
+        """Nothing is missing and nothing is too much."""
+        for machine in self.machines:
+            assert machine.nbctl("audit").returncode == 0, machine.nbctl("audit").stdout
+
+
+@contextlib.contextmanager
+def running_segment(
+    count: int,
+    daemons: int,
+    *,
+    mtu: int = 1600,
+    relay: str = "auto",
+    underlays: Sequence[str] = ("u0",),
+    prepare: Callable[[Segment], None] = lambda _: None,
+) -> Iterator[Segment]:
+    with tempfile.TemporaryDirectory(prefix="nestbed-segment-") as folder:
+        segment = Segment(Path(folder), count, mtu=mtu)
+        try:
+            prepare(segment)
+            for at, machine in enumerate(segment.machines[:daemons]):
+                machine.daemon.start("--underlay", underlays[at % len(underlays)], "--relay", relay)
+            yield segment
+        finally:
+            segment.close()
+
+
+@pytest.fixture(scope="module", params=["kernel", "userspace"])
+def segment(request: pytest.FixtureRequest) -> Iterator[Segment]:
+    """Three machines, the first two with daemons; by the kernel's fast path (and the relay) and by the relay alone."""
+    with running_segment(3, 2, relay={"kernel": "auto"}.get(request.param, request.param)) as segment:
+        yield segment
+
+
+@pytest.fixture
+def lab(segment: Segment, owned_cgroups: set[str]) -> Iterator[Lab]:
+    """Two machines of the module's and a stock member; a LAN for this test alone."""
+    lab = Lab(segment, 2)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def module_lab(segment: Segment) -> Iterator[Lab]:
+    lab = Lab(segment, 2)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def shared_lab(module_lab: Lab) -> Lab:
+    """As ``lab``, of the whole module."""
+    for station in module_lab.stations:
+        station.drain()
+    return module_lab
+
+
+@pytest.fixture
+def own_labs(owned_cgroups: set[str]) -> Iterator[Callable[..., Lab]]:
+    """Makes labs on machines of their own: ``own_labs(machines, daemons, *options of the LANs, **fields of running_segment)``."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int, daemons: int, *options: str, unicast: bool = False, **fields: Any) -> Lab:
+            segment = stack.enter_context(running_segment(count, daemons, **fields))
+            stack.callback(lambda: owned_cgroups.update(f"nestbed-{machine.node_id}" for machine in segment.machines))
+            lab = Lab(segment, daemons, *options, unicast=unicast)
+            stack.callback(lab.let_go)
+            return lab
+
+        yield make

@@ -33,7 +33,7 @@ DECAP_PRIORITY, DECAP_HANDLE, DECAP_NAME = 0x6E62, 0x6E62, "nestbed-decap"
 _UNICAST = 1
 _LEG = struct.Struct("=II2x42sI")
 _PEER = struct.Struct("=4s6sBB")
-_LAN = struct.Struct("=QIIIIH2sBB2x")
+_LAN = struct.Struct("=QIIIIIH2sBB6x")
 _GROUP = struct.Struct("=4sI2s2x")
 _STATION = struct.Struct("=Q6s2x")
 _REFUSAL = struct.Struct("=QQ4s4s")
@@ -72,6 +72,7 @@ class Entry:
     outer: int
     tap: int
     mtu: int
+    segmenter: int = 0
     ttl: int = 1
     legs: tuple[Leg, ...] = ()
     peers: tuple[Peer, ...] = ()
@@ -95,6 +96,7 @@ class Entry:
             self.port,
             self.outer,
             self.tap,
+            self.segmenter,
             self.mtu + 14,
             flags,
             self.udp_port.to_bytes(2, "big"),
@@ -144,7 +146,7 @@ class FastPath:
     def __init__(self, loaded: bpf.Object) -> None:
         """Use :meth:`load`."""
         self._object = loaded
-        self._encap, self._decap, self._from_tap = (loaded.program(name) for name in ("encap", "decap", "from_tap"))
+        self._encap, self._resume, self._decap, self._from_tap = (loaded.program(name) for name in ("encap", "resume", "decap", "from_tap"))
         self._maps = {name: loaded.map(name) for name in MAPS}
 
     @classmethod
@@ -174,6 +176,10 @@ class FastPath:
     def on_uplink(self, port: int) -> bytes:
         """The request that has frames leaving the bridge by its uplink port sent, in the place of an earlier daemon's."""
         return tc.program(port, tc.Direction.EGRESS, self._encap, name="nestbed-encap")
+
+    def on_segmenter(self, far_end: int) -> bytes:
+        """The request that has the segments which arrive at the far end of the segmenter sent, in the place of an earlier daemon's."""
+        return tc.program(far_end, tc.Direction.INGRESS, self._resume, name="nestbed-resume")
 
     def on_tap(self, tap: int) -> bytes:
         """The request that has what the relay writes to the tap go into the bridge, in the place of an earlier daemon's."""

@@ -257,7 +257,8 @@ class Plane:
         return [*extra, *missing, *self._carrier.audit(lans), *legs]
 
     def abilities(self) -> Sequence[Ability]:
-        return [netfilter.ability(), *underlays.abilities(self.underlays()), *self._carrier.abilities(), capture.ability()]
+        carrier = self._relaying.abilities() if self._relaying is not None else ()
+        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability()]
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
         return self._carrier.paths(lan)

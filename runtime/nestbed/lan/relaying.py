@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nestbed.errors import HostLacks, translated
+from nestbed.errors import HostLacks, NestbedError, translated
 from nestbed.lan import fastpath, traffic, uplink
 from nestbed.lan.attachment import Attachments
 from nestbed.lan.fastpath import Entry, FastPath, Leg, Peer, Refusal
@@ -75,6 +75,8 @@ class Relaying:
         self._uplinks = Uplinks(node_id)
         self._attachments = Attachments(run_dir, self._uplinks.rtnl)
         self._fast, self._why_not = _load(run_dir) if self._names and self._is_fast_wanted else (None, "not asked for (--relay userspace)")
+        self._segmenter = 0
+        self._is_stale = False
         self._held: dict[str, _Held] = {}
         self._outlooks: dict[str, Outlook] = {name: look_out(name) for name in self._names}
         self._told: dict[tuple[int, str], _Told] = {}
@@ -124,6 +126,8 @@ class Relaying:
                 lan=lan.name,
                 why=self._why_not,
             )
+        if self._fast is not None:
+            self._make_segmenter(self._fast)
         found = self._uplinks.make(lan, has_pair=self._fast is not None)
         held = self._held.get(lan.id)
         if held is None:
@@ -228,10 +232,20 @@ class Relaying:
     def _hear(self) -> None:
         assert self._news is not None
         changes = self._news.read()
-        if changes is None or changes.links & set(self._names) or changes.addressed & {one.index for one in self._outlooks.values()}:
+        is_about_underlays = changes is None or changes.links & set(self._names) or changes.addressed & self._indexes
+        if is_about_underlays or (changes and changes.has_routing and any(held.lan.peers for held in self._held.values())):
+            self._catch_up()
+
+    @property
+    def _indexes(self) -> set[int]:
+        return {one.index for one in self._outlooks.values()}
+
+    def _catch_up(self) -> None:
+        try:
+            self._is_stale = False
             self._refresh()
-        elif changes.has_routing and any(held.lan.peers for held in self._held.values()):
-            self._apply_all()
+        except NestbedError:  # an underlay that goes at this very moment: news of that follow, and the next round looks again
+            self._is_stale = True
 
     def _refresh(self) -> None:
         before, self._outlooks = self._outlooks, {name: look_out(name) for name in self._names}
@@ -256,11 +270,18 @@ class Relaying:
                 self._attachments.attach(self._fast, one.name, one.index)
             self._fast.set_own_addresses([(one.address, one.index) for one in present if one.address])
 
+    def _make_segmenter(self, fast: FastPath) -> None:
+        self._segmenter, far_end = self._uplinks.make_segmenter()
+        with translated("attaching to the segmenter"):
+            self._uplinks.rtnl.batch([fast.on_segmenter(far_end)])
+
     def _detach(self) -> None:
         """Take the program off everything that does not need it. Not before all LANs of an earlier daemon have been taken up."""
         needed = {one.name for one in self._outlooks.values() if one.index} if self._held and self._fast is not None else set()
         with translated("detaching from the underlays"):
             self._attachments.detach_all_but(needed)
+        if not self._held or self._fast is None:
+            self._uplinks.remove_segmenter()
 
     def _apply_all(self) -> None:
         for held in self._held.values():
@@ -282,6 +303,7 @@ class Relaying:
             port=held.uplink.port,
             outer=held.uplink.outer,
             tap=held.uplink.tap if self._is_relay_used else 0,
+            segmenter=self._segmenter,
             mtu=lan.mtu,
             ttl=lan.ttl,
             legs=tuple(Leg(one.index, one.mtu, one.mac, one.address) for one in used),
@@ -344,6 +366,9 @@ class Relaying:
 
     def _audit_underlays(self, *, has_lans: bool) -> list[Leftover]:
         report = []
+        is_needed = has_lans and self._fast is not None
+        if self._uplinks.has_segmenter() != is_needed:
+            report.append(Leftover("missing" if is_needed else "extra", "link", "segmenter", "the pair that segments super-frames"))
         for name, index in self._attachments.recorded().items():
             if not has_lans or self._fast is None:
                 report.append(Leftover("extra", "filter", name, "no LAN is carried by this underlay"))
@@ -356,6 +381,8 @@ class Relaying:
     async def _go_round(self) -> None:
         while True:
             await asyncio.sleep(_ROUND_SECONDS)
+            if self._is_stale:
+                self._catch_up()
             if self._fast is None or not self._held:
                 continue
             for refusal in self._fast.refusals():

@@ -6,19 +6,22 @@
 ``nbt``   the tap where the relay process takes what the kernel cannot carry, and gives what it took from the wire
 ========  =====================================================================================================================
 
-Each name goes on with what follows ``nbb`` in the bridge's, so the LAN's record names them all before they are made. All belong to the
-daemon's network namespace and carry the bridge's alias.
+A node has, besides, one pair ``nbs`` and ``nbr``, its segmenter, for super-frames that cannot be carried whole.
+
+Each name of a LAN's goes on with what follows ``nbb`` in the bridge's, so the LAN's record names them all before they are made. All belong
+to the daemon's network namespace and carry the bridge's alias.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from nestbed.errors import AlreadyExists, translated
-from nestbed.lan.addressing import derived_mac
+from nestbed.lan.addressing import MTU_MAX, derived_mac
 from nestbed.linux import ethtool, rtnl, tc, tun
 from nestbed.model import Lan
 
@@ -39,6 +42,12 @@ def names(lan: Lan) -> tuple[str, str, str]:
     """Of uplink port, outer end and tap."""
     port, outer, tap = (prefix + lan.bridge.removeprefix("nbb") for prefix in PREFIXES)
     return port, outer, tap
+
+
+def segmenter_names(node_id: str) -> tuple[str, str]:
+    """Of the two ends of the node's segmenter: what is sent by the near one arrives at the far one in segments."""
+    digits = hashlib.sha256(node_id.encode()).hexdigest()[:10]
+    return f"nbs{digits}", f"nbr{digits}"
 
 
 class Uplinks:
@@ -79,6 +88,32 @@ class Uplinks:
         with translated(f"setting the uplink of LAN {lan.name} up", lan=lan.name):
             for name in names(lan)[:2]:
                 self._rtnl.bring_up(name, alias=self._alias(lan))
+
+    def make_segmenter(self) -> tuple[int, int]:
+        """Make what is missing of the node's segmenter; the indexes of its near and far end, the latter with a clsact. Idempotent."""
+        near, far = segmenter_names(self._node_id)
+        with translated("making the segmenter"):
+            if not self._index(near):
+                netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    mac = derived_mac(self._node_id, far)
+                    self._rtnl.add_veth(near, bridge_index=0, mtu=MTU_MAX, peer_name=far, peer_mac=mac, peer_netns_fd=netns)
+                finally:
+                    os.close(netns)
+            # Without it the kernel neither leaves a checksum to the device nor a super-frame.
+            ethtool.switch(near, ethtool.ETHTOOL_STXCSUM, on=False)
+            self._make_clsact(far)
+            for name in (near, far):
+                self._rtnl.bring_up(name, alias=f"nestbed:{self._node_id}:segmenter")
+            return self._index(near), self._index(far)
+
+    def has_segmenter(self) -> bool:
+        """Whether it is there."""
+        return bool(self._index(segmenter_names(self._node_id)[0]))
+
+    def remove_segmenter(self) -> None:
+        """Remove it. Idempotent."""
+        self.remove(segmenter_names(self._node_id)[:1])
 
     def remove(self, names: Collection[str]) -> None:
         """Remove devices. Idempotent."""

@@ -2,6 +2,7 @@
  *
  *   encap     on the bridge's uplink port, egress: frame -> datagram(s) out of the underlay NICs
  *   decap     on an underlay NIC, ingress: datagram -> frame into the bridge through the uplink
+ *   resume    on the far end of the segmenter, ingress: as encap, for the segments of super-frames that cannot be carried whole
  *   from_tap  on the tap of the slow path, ingress: what the relay took from the wire -> into the bridge
  *
  * What none of them can carry goes to the slow path: frames by the tap, datagrams by the network stack to the relay's sockets.
@@ -22,13 +23,15 @@
 
 #define OUTER_LEN 42 /* Ethernet, IPv4 without options, UDP */
 #define TAG_LEN 4
-#define TAGS_MAX 2
+#define TAGS_MAX 4
 
-#define MOVES_MAX 20
+#define MOVES_MAX 5
 #define SECOND_NS 1000000000ULL
+#define AT_ONCE_NS (50 * 1000000ULL)
 #define PIN_NS (5 * SECOND_NS)
 #define SUPERS_MAX 64
 #define MEMBER_SLOTS 65536
+#define COPIED 0x80000000 /* in the mark of what goes through the segmenter: the slow path has its copy */
 
 enum lan_flags {
 	LAN_UNICAST = 1, /* to each peer instead of to the group */
@@ -62,12 +65,13 @@ struct lan {
 	__u32 port;  /* the bridge's uplink port */
 	__u32 outer; /* its other end */
 	__u32 tap;
+	__u32 segmenter; /* a device that segments whatever is sent by it */
 	__u32 frame_max; /* Ethernet header and payload, without tags */
 	__u16 flags;
 	__be16 udp_port;
 	__u8 legs_count;
 	__u8 peers_count;
-	__u16 unused;
+	__u16 unused[3];
 	struct leg legs[LEGS_MAX];
 	struct peer peers[PEERS_MAX];
 };
@@ -88,10 +92,10 @@ struct station {
 struct place {
 	__be32 origin; /* 0: on this machine; else the sender of the datagram */
 	__u32 moves;
+	__u64 heard_ns;
 	__u64 window_ns;
-	__u64 pinned_ns; /* until then; 0: it is not */
-	__u32 is_alive;  /* while pinned: frames came from there */
-	__u32 supers;    /* above 0: its frames came as super-frames of late */
+	__u64 pinned_ns; /* until then */
+	__u64 supers;    /* above 0: its frames came as super-frames of late */
 };
 
 struct refusal {
@@ -208,39 +212,33 @@ static __always_inline void note_refusal(const struct station *station, __be32 k
 	found->refused = refused;
 }
 
-/* A station was seen at an origin: 1 if it may be there, 0 if it is pinned elsewhere because it moves too often. */
+/* A station was seen at an origin: 1 if it may be there, 0 if not. It may move; but what is in two places at once comes round in a loop,
+ * and of it only what came first is taken. So is what moves too often: it is pinned, as long as both are heard. */
 static __always_inline int note_place(struct place *place, const struct station *station, __be32 origin)
 {
-	__u64 now;
+	__u64 now = bpf_ktime_get_coarse_ns();
 
 	if (place->origin == origin) {
-		if (place->pinned_ns)
-			place->is_alive = 1;
+		place->heard_ns = now;
 		return 1;
 	}
-	now = bpf_ktime_get_ns();
 	if (now - place->window_ns > SECOND_NS) {
 		place->window_ns = now;
 		place->moves = 0;
 	}
-	if (now >= place->pinned_ns && ++place->moves > MOVES_MAX) {
+	if (now >= place->pinned_ns && ++place->moves > MOVES_MAX)
 		place->pinned_ns = now + PIN_NS;
-		place->is_alive = 0;
-	}
-	if (now < place->pinned_ns) {
-		/* As long as both are heard the loop is there: the pin stays. */
-		if (place->is_alive) {
-			place->pinned_ns = now + PIN_NS;
-			place->is_alive = 0;
-		}
+	if (now < place->pinned_ns && now - place->heard_ns < PIN_NS)
 		place->moves = 0;
-		note_refusal(station, place->origin, origin, now);
-		return 0;
+	else if (now - place->heard_ns >= AT_ONCE_NS) {
+		place->pinned_ns = 0;
+		place->origin = origin;
+		place->heard_ns = now;
+		place->supers = 0;
+		return 1;
 	}
-	place->pinned_ns = 0;
-	place->origin = origin;
-	place->supers = 0;
-	return 1;
+	note_refusal(station, place->origin, origin, now);
+	return 0;
 }
 
 /* The place of a station that was seen at an origin; NULL only if there is no memory. is_allowed as note_place says. */
@@ -252,7 +250,7 @@ static __always_inline struct place *see(const struct station *station, __be32 o
 	if (place) {
 		*is_allowed = note_place(place, station, origin);
 	} else {
-		struct place first = { .origin = origin };
+		struct place first = { .origin = origin, .heard_ns = bpf_ktime_get_coarse_ns() };
 
 		bpf_map_update_elem(&places, station, &first, BPF_ANY);
 		place = bpf_map_lookup_elem(&places, station);
@@ -319,6 +317,15 @@ static __always_inline __u32 take_tags(struct __sk_buff *skb, __be16 *tags)
 	return length;
 }
 
+/* Undo take_tags. */
+static __always_inline void put_tags_back(struct __sk_buff *skb, const __be16 *tags, __u32 tags_length)
+{
+#pragma unroll
+	for (int i = TAGS_MAX - 1; i >= 0; i--)
+		if (tags_length > (__u32)i * TAG_LEN)
+			bpf_skb_vlan_push(skb, tags[2 * i], bpf_ntohs(tags[2 * i + 1]));
+}
+
 /* Make room for the outer headers and tags in front of the frame, and write the inner Ethernet header. 0, or a negative errno. */
 static __always_inline int make_room(struct __sk_buff *skb, struct ethhdr *eth, __be16 *tags, __u32 tags_length)
 {
@@ -338,11 +345,10 @@ static __always_inline int make_room(struct __sk_buff *skb, struct ethhdr *eth, 
 	if (result < 0)
 		return result;
 	bpf_skb_store_bytes(skb, OUTER_LEN, eth, 2 * ETH_ALEN, 0);
-	if (tags_length) {
-		bpf_skb_store_bytes(skb, OUTER_LEN + 2 * ETH_ALEN, tags, TAG_LEN, 0);
-		if (tags_length > TAG_LEN)
-			bpf_skb_store_bytes(skb, OUTER_LEN + 2 * ETH_ALEN + TAG_LEN, tags + 2, TAG_LEN, 0);
-	}
+#pragma unroll
+	for (int i = 0; i < TAGS_MAX; i++)
+		if (tags_length > (__u32)i * TAG_LEN)
+			bpf_skb_store_bytes(skb, OUTER_LEN + 2 * ETH_ALEN + i * TAG_LEN, tags + 2 * i, TAG_LEN, 0);
 	return bpf_skb_store_bytes(skb, OUTER_LEN + 2 * ETH_ALEN + tags_length, &eth->h_proto, sizeof(eth->h_proto), 0);
 }
 
@@ -428,10 +434,17 @@ static __always_inline int to_slow_path(struct lan *lan, struct traffic *traffic
 	return lan->tap ? bpf_redirect(lan->tap, 0) : drop(traffic, otherwise, amount);
 }
 
-SEC("tc")
-int encap(struct __sk_buff *skb)
+/* A super-frame of anything but TCP, or one that was carried by the wire before: its marks of that time would have the kernel segment it
+ * wrongly, and nothing takes them off. Its segments come back by resume. */
+static __always_inline int segment(struct __sk_buff *skb, struct lan *lan, __u32 copied)
 {
-	__u32 index = skb->ifindex, tags_length, longest;
+	skb->mark = lan->port | copied;
+	return bpf_redirect(lan->segmenter, 0);
+}
+
+static __always_inline int carry(struct __sk_buff *skb, __u32 index, __u32 copied)
+{
+	__u32 tags_length, longest;
 	struct lan *lan = bpf_map_lookup_elem(&lans, &index);
 	struct sending sending = {};
 	struct lan_traffic *both;
@@ -465,26 +478,49 @@ int encap(struct __sk_buff *skb)
 		return drop(traffic, REASON_UNDERLAY_DOWN, &amount);
 
 	longest = amount.frames > 1 ? headers.length + skb->gso_size : skb->len;
-	longest += sizeof(struct iphdr) + sizeof(struct udphdr) + (skb->vlan_present ? TAG_LEN : 0);
+	longest += OUTER_LEN - ETH_HLEN + (skb->vlan_present ? TAG_LEN : 0);
 	if (longest > smallest_mtu(lan))
 		return to_slow_path(lan, traffic, REASON_OVERSIZE, &amount);
-	if (lan->tap && has_members(lan))
-		bpf_clone_redirect(skb, lan->tap, 0);
+	if (skb->gso_size && !(headers.classes & (1 << CLASS_TCP)))
+		return segment(skb, lan, copied);
+	if (lan->tap && !copied && has_members(lan) && bpf_clone_redirect(skb, lan->tap, 0) == 0)
+		copied = COPIED;
 
 	only = owner(lan, eth.h_dest);
 	sending.hash = bpf_get_hash_recalc(skb);
 	tags_length = take_tags(skb, tags);
+	if (skb->vlan_present) /* more of them than anybody uses */
+		return drop(traffic, REASON_MALFORMED, &amount);
 	if (tags_length && bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &eth.h_proto, sizeof(eth.h_proto)) < 0)
 		return drop(traffic, REASON_NO_MEMORY, &amount);
 	sending.frame_length = skb->len + tags_length;
-	if (make_room(skb, &eth, tags, tags_length) < 0)
-		return to_slow_path(lan, traffic, REASON_NO_MEMORY, &amount);
+	if (make_room(skb, &eth, tags, tags_length) < 0) {
+		if (!skb->gso_size)
+			return drop(traffic, REASON_NO_MEMORY, &amount);
+		put_tags_back(skb, tags, tags_length);
+		return segment(skb, lan, copied);
+	}
 	result = lan->flags & LAN_UNICAST ? send_to_peers(skb, lan, &sending, only) : send_to_group(skb, lan, &sending);
 	if (result < 0)
 		return drop(traffic, REASON_UNDERLAY_DOWN, &amount);
 	if (traffic)
 		add_traffic(traffic, &headers, &amount);
 	return result;
+}
+
+SEC("tc")
+int encap(struct __sk_buff *skb)
+{
+	return carry(skb, skb->ifindex, 0);
+}
+
+SEC("tc")
+int resume(struct __sk_buff *skb)
+{
+	__u32 mark = skb->mark;
+
+	skb->mark = 0;
+	return carry(skb, mark & ~COPIED, mark & COPIED);
 }
 
 static __always_inline int is_peer(struct lan *lan, __be32 address)
