@@ -277,3 +277,16 @@ def test_capture_of_an_idle_lan_costs_nothing_and_is_not_refused_to_others(lan: 
     for capture in captures:
         assert read_some(capture, 2)
     assert json.loads(nbctl(lan, "-o", "json", "audit"))["leftovers"] == []
+
+
+def test_frames_of_an_impaired_nic_are_captured_once(lan: Machine, start: Start) -> None:
+    nbctl(lan, "lan", "impair", "lan0", "--port", "client", "--delay", "20ms")
+    capture = start("client", "-w", "-", "-f", "icmp", "--duration", "2s")
+    head = begun(capture)
+    ping(lan, 5)
+    rest, _ = capture.communicate(timeout=10)
+    frames = fields(head + rest, "icmp.type", "icmp.seq", "frame.time_epoch")
+    assert sorted((kind, sequence) for kind, sequence, _ in frames) == [(kind, str(number)) for kind in "08" for number in range(1, 6)]
+    times = {(kind, sequence): float(at) for kind, sequence, at in frames}
+    trips = [times["0", str(number)] - times["8", str(number)] for number in range(1, 6)]
+    assert min(trips) > 0.039, "as the container sends and receives them"
