@@ -143,14 +143,25 @@ def test_counters_outlive_writer_and_reader(tmp_path) -> None:
     reader.close()
 
 
-def test_histogram_buckets_are_an_eighth_wide() -> None:
+def test_histogram_buckets_are_a_sixteenth_wide() -> None:
     last = -1
     for delay in [*range(2000), *(1 << shift for shift in range(11, 30))]:
         index = tally.bucket(delay)
         assert last <= index < tally.BUCKETS
         if delay < 1 << 26:
-            assert abs(tally.bucket_middle_us(index) - delay) <= max(0.5, delay / 8)
+            first, end = tally.bucket_range_us(index)
+            assert first <= delay < end
+            assert end - first <= max(1, delay / 16)
         last = index
+
+
+def test_quantiles_of_a_histogram() -> None:
+    histogram = [0] * tally.BUCKETS
+    for delay in range(1000, 2000):
+        histogram[tally.bucket(delay)] += 1
+    assert tally.quantile_us(histogram, 0.5) == pytest.approx(1500, abs=2)
+    assert tally.quantile_us(histogram, 0.99) == pytest.approx(1990, rel=1 / 16)
+    assert tally.quantile_us([0] * tally.BUCKETS, 0.99) == 0
 
 
 def test_sockets_of_others_are_found() -> None:

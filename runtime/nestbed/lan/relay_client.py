@@ -218,6 +218,7 @@ class RelayClient:
         words = memoryview(numbers).cast("Q")
         told = dict(zip(tally.LEG_FIELDS, words, strict=False))
         released = told["released"]
+        p99_us = tally.quantile_us(words[tally.HISTOGRAM_AT : tally.HISTOGRAM_AT + tally.BUCKETS], 0.99)
         return Achieved(
             since=0.0,
             frames=told["frames"],
@@ -226,7 +227,7 @@ class RelayClient:
             overflowed=told["overflowed"],
             delay_min_us=told["delay_min_ns"] / 1000 if released else None,
             delay_mean_us=told["delay_sum_ns"] / released / 1000 if released else None,
-            delay_p99_us=_quantile_us(words[tally.HISTOGRAM_AT : tally.HISTOGRAM_AT + tally.BUCKETS], released, 0.99) if released else None,
+            delay_p99_us=min(max(p99_us, told["delay_min_ns"] / 1000), told["delay_max_ns"] / 1000) if released else None,
         )
 
     def _look(self, key: str) -> bytes | None:
@@ -375,13 +376,3 @@ def _status(told: dict[str, Any]) -> RelayStatus:
         {lan_id: dict(lan["faults"]) for lan_id, lan in told["lans"].items()},
         tuple((int(loop[0]), *map(str, loop[1:5])) for loop in told["loops"]),  # type: ignore[misc]
     )
-
-
-def _quantile_us(histogram: memoryview, total: int, fraction: float) -> float:
-    """The delay that this fraction does not exceed, to an eighth."""
-    wanted_count, count = fraction * total, 0
-    for index, number in enumerate(histogram):
-        count += number
-        if count >= wanted_count:
-            return tally.bucket_middle_us(index)
-    return tally.bucket_middle_us(len(histogram) - 1)

@@ -1,6 +1,6 @@
 """The relay's counters: the file ``relay.counters``, mapped into memory by the relay, which writes, and by the plane, which reads.
 
-It outlives both. 4096 slots of 2048 bytes, each for one LAN or delay leg, found by a key: 32 bytes of text, NUL-padded, all NUL in a free
+It outlives both. 4096 slots of 4096 bytes, each for one LAN or delay leg, found by a key: 32 bytes of text, NUL-padded, all NUL in a free
 slot; then 64-bit numbers in the machine's byte order. Of a LAN: two times ``struct traffic`` of ``bpf/traffic.h`` (frames and bytes of all
 and of each class, drops by reason), first what came from other machines, then what went to them. Of a leg: LEG_FIELDS, then the histogram.
 The file is sparse: a slot that nobody uses takes no memory.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nestbed.lan.reasons import REASONS_MAX
@@ -18,7 +18,7 @@ from nestbed.model import TRAFFIC_CLASSES
 
 FILE = "relay.counters"
 SLOTS = 4096
-SLOT_BYTES = 2048
+SLOT_BYTES = 4096
 KEY_BYTES = 32
 
 CLASSES_AT = 2
@@ -28,24 +28,36 @@ RECEIVED_AT, SENT_AT = 0, TRAFFIC_WORDS
 
 LEG_FIELDS = ("frames", "bytes", "overflowed", "reordered", "failed", "released", "delay_sum_ns", "delay_min_ns", "delay_max_ns")
 HISTOGRAM_AT = len(LEG_FIELDS)
-BUCKETS = 200
-_SUB_BITS = 3
+BUCKETS = 368
+_SUB_BITS = 4
 
 
 def bucket(delay_us: int) -> int:
-    """Where a delay is counted: each power of two has 8 buckets, so one is at most an eighth wide."""
+    """Where a delay is counted: each power of two has 16 buckets; 67 s and more are in the last one."""
     if delay_us < 1 << _SUB_BITS:
         return delay_us
     shift = delay_us.bit_length() - 1 - _SUB_BITS
     return min((shift << _SUB_BITS) + (delay_us >> shift), BUCKETS - 1)
 
 
-def bucket_middle_us(index: int) -> float:
-    """The middle of the delays that are counted there."""
+def bucket_range_us(index: int) -> tuple[int, int]:
+    """The delays that are counted there: from the first, below the second."""
     if index < 1 << _SUB_BITS:
-        return index + 0.5
+        return index, index + 1
     shift = (index >> _SUB_BITS) - 1
-    return (((index & 7) | 8) + 0.5) * (1 << shift)
+    first = ((index & ((1 << _SUB_BITS) - 1)) | 1 << _SUB_BITS) << shift
+    return first, first + (1 << shift)
+
+
+def quantile_us(histogram: Sequence[int], fraction: float) -> float:
+    """The delay that this fraction of what is counted does not exceed, to a sixteenth."""
+    wanted, before = fraction * sum(histogram), 0
+    for index, count in enumerate(histogram):
+        if count and before + count >= wanted:
+            first, end = bucket_range_us(index)
+            return first + (end - first) * (wanted - before) / count
+        before += count
+    return 0.0
 
 
 class Tally:
