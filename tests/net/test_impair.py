@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ import pytest
 from nestbed.errors import HostLacks
 from nestbed.lan.addressing import bridge_name, port_name
 from nestbed.lan.plane import Plane
+from nestbed.lan.programs import BUCKET_FIRST_LOG2, BUCKETS, BUCKETS_PER_OCTAVE, OBJECT, Side
 from nestbed.linux.rtnl import Rtnl
 from nestbed.model import NO_IMPAIRMENT, Impairment, Lan, Nic
 from nestbed.process.ports import Ports
@@ -475,3 +477,23 @@ async def test_reset_of_delay_leaves_no_device(bench: Bench) -> None:
     assert len(bench.links() - before) == 2
     await bench.impair(bench.one)
     assert bench.links() == before
+
+
+async def test_container_cannot_pass_itself_off_as_a_leg(bench: Bench) -> None:
+    await bench.impair(bench.one, from_=Impairment(loss=1.0))
+    await bench.impair(bench.two, to=Impairment(loss=1.0))
+    sender, receiver = bench.one.udp(), bench.two.udp()
+    with sender, receiver:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x6E626C67)  # LEG_MARK of port.bpf.c
+        for _ in range(20):
+            sender.sendto(b"let me pass", receiver.getsockname())
+        assert received(receiver) == []
+
+
+def test_layouts_are_those_of_the_programs() -> None:
+    source = OBJECT.with_name("port.bpf.c").read_text()
+    defined = {name: int(value, 0) for name, value in re.findall(r"^#define (\w+) (\w+)", source, re.MULTILINE)}
+    assert (defined["FROM"], defined["TO"]) == (Side.FROM, Side.TO)
+    assert defined["BUCKETS"] == BUCKETS
+    assert 1 << defined["BUCKETS_PER_OCTAVE_LOG2"] == BUCKETS_PER_OCTAVE
+    assert defined["BUCKET_FIRST_LOG2"] == BUCKET_FIRST_LOG2
