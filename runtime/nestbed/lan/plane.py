@@ -258,7 +258,17 @@ class Plane:
 
     def abilities(self) -> Sequence[Ability]:
         carrier = self._relaying.abilities() if self._relaying is not None else ()
-        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability()]
+        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability(), self._counts_and_impairs()]
+
+    def _counts_and_impairs(self) -> Ability:
+        if self._members is not None:
+            return Ability("impairments", available=True, detail="BPF programs count and impair the frames of every port")
+        return Ability(
+            "impairments",
+            available=False,
+            detail=f"BPF programs cannot be loaded: {self._lacks_bpf or 'not tried yet'}",
+            consequence="frames are not counted by class, and rate, delay, loss and the like are refused",
+        )
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
         return self._carrier.paths(lan)
