@@ -27,7 +27,9 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "run process": Verb("run", "make a process container and run a program in it"),
+    "run qemu": Verb("run", "make a virtual machine and run a program in it, or just let it run"),
     "create process": Verb("run", "make a process container; nothing runs yet"),
+    "create qemu": Verb("run", "make a virtual machine; nothing runs yet"),
     "start": Verb("lifecycle", "run the program of containers that do not run"),
     "stop": Verb("lifecycle", "ask programs to end, and end them after a while"),
     "kill": Verb("lifecycle", "send a signal to programs"),
@@ -238,7 +240,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     args = parser.read(remaining)
     if command.takes_program:
         args.program = [*args.program, *(end if args.program else []), *rest]
-        if not args.program:
+        if not args.program and not command.may_run_nothing:
             parser.error("there is no program to run")
     for name in ("host", "output"):
         setattr(args, name, getattr(args, name, getattr(first, name, None)))

@@ -78,7 +78,8 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
     Raises:
         Failure, NestbedError: as :func:`environment`.
     """
-    fs, directory = args.fs or ("", "")
+    is_machine = kind == "qemu"
+    fs, directory = ("", "") if is_machine else args.fs or ("", "")
     return api.ContainerSpec(
         name=args.name,
         kind=api.ContainerKind.Value(f"CONTAINER_KIND_{kind.upper()}"),
@@ -90,6 +91,7 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
         resources=resources(args),
         restart=restart(args),
         auto_remove=args.rm,
+        qemu=api.QemuSpec(append=args.append) if is_machine else None,
         process=api.ProcessSpec(
             args=args.program,
             env=environment(args, os.environ),
@@ -98,13 +100,13 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
             fs_mode=_FS.get(fs, api.FS_MODE_UNSPECIFIED),
             rootfs=directory if fs == "rootfs" else "",
             overlay_dir=directory if fs == "overlay" else "",
-            mounts=[
-                api.Mount(source=source, destination=destination, read_only=read_only) for source, destination, read_only in args.mounts
-            ],
-            cap_add=args.cap_add,
-            cap_drop=args.cap_drop,
+            mounts=[]
+            if is_machine
+            else [api.Mount(source=source, destination=destination, read_only=read_only) for source, destination, read_only in args.mounts],
+            cap_add=[] if is_machine else args.cap_add,
+            cap_drop=[] if is_machine else args.cap_drop,
             sysctls=dict(args.sysctls),
-            init=args.init,
+            init=not is_machine and args.init,
             tty=args.tty,
             stdin=args.interactive,
         ),

@@ -23,6 +23,7 @@ from nestbed.model import Kind
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.process.container import ProcessRuntime
+from nestbed.qemu.runtime import QemuRuntime
 from nestbed.runtime import PortHook, Runtime
 from nestbedd import settings as configuration
 from nestbedd.settings import Settings
@@ -98,16 +99,15 @@ async def _run(settings: Settings) -> None:
 def _runtimes(settings: Settings, node_id: str, port_hook: PortHook) -> Mapping[Kind, Runtime]:
     """Every runtime of this node, by kind: the one place that lists them."""
     hidden = [settings.tls_key] if settings.tls_key else []
-    return {
-        Kind.PROCESS: ProcessRuntime(
-            run_dir=settings.run_dir,
-            state_dir=settings.state_dir,
-            node_id=node_id,
-            hidden=hidden,
-            memory_default_bytes=_memory_default_bytes(),
-            port_hook=port_hook,
-        ),
-    }
+    processes = ProcessRuntime(
+        run_dir=settings.run_dir,
+        state_dir=settings.state_dir,
+        node_id=node_id,
+        hidden=hidden,
+        memory_default_bytes=_memory_default_bytes(),
+        port_hook=port_hook,
+    )
+    return {Kind.PROCESS: processes, Kind.QEMU: QemuRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, sandboxes=processes)}
 
 
 def _memory_default_bytes() -> int:

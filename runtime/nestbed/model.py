@@ -196,6 +196,16 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QemuSpec:
+    """What is special to a virtual machine; what it runs stands in ProcessSpec, whose ``args`` may then be empty: it just stays up.
+
+    ``append`` is added to the command line of the guest's kernel.
+    """
+
+    append: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What was asked for, validated and complete: the record of a container."""
 
@@ -212,6 +222,7 @@ class Spec:
     gateway: str = ""
     auto_remove: bool = False
     created_at: float = 0.0
+    qemu: QemuSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +450,7 @@ class ContainerRequest:
     routes: tuple[Route, ...] = ()
     gateway: str = ""
     auto_remove: bool = False
+    qemu: QemuSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ class Command(NamedTuple):
     """A verb: its options, what it does, and what its help says beside the options.
 
     ``act`` returns the exit code; a coroutine is run in an event loop. ``takes_program`` collects the end of the command line in
-    ``args.program``. ``own_failure`` is the exit code for failures of nestbed itself. ``outputs`` are forms of output other than the
-    usual ones.
+    ``args.program``, which ``may_run_nothing`` lets be empty. ``own_failure`` is the exit code for failures of nestbed itself.
+    ``outputs`` are forms of output other than the usual ones.
     """
 
     options: Callable[[Parser], None]
@@ -28,3 +28,4 @@ class Command(NamedTuple):
     takes_program: bool = False
     own_failure: int = 1
     outputs: tuple[str, ...] = ()
+    may_run_nothing: bool = False

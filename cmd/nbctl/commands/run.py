@@ -43,9 +43,9 @@ def _program_options(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def _container_options(parser: Parser) -> None:
+def _shared_options(parser: Parser) -> argparse._ArgumentGroup:
+    """What containers of both kinds have; gives the group of the program."""
     program = _program_options(parser)
-    program.add_argument("--init", action="store_true", help="run the program under a small init that reaps orphans and passes signals on")
     group = parser.add_argument_group("container")
     group.add_argument("--name", metavar="NAME", default="", help="unique on the node; made up unless given")
     group.add_argument("--rm", action="store_true", help="remove it when it has stopped for good")
@@ -76,6 +76,12 @@ def _container_options(parser: Parser) -> None:
     group.add_argument(
         "--sysctl", dest="sysctls", metavar="K=V", type=values.pair, action="append", default=[], help="such as net.ipv4.ip_forward=1"
     )
+    return program
+
+
+def _container_options(parser: Parser) -> None:
+    program = _shared_options(parser)
+    program.add_argument("--init", action="store_true", help="run the program under a small init that reaps orphans and passes signals on")
     group = parser.add_argument_group("file system")
     group.add_argument(
         "--fs", metavar="MODE", type=values.fs, help="host, host-ro, overlay[=DIR] or rootfs=DIR (host for admins, else overlay)"
@@ -97,21 +103,38 @@ def _container_options(parser: Parser) -> None:
     parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
 
 
-def _run_options(parser: Parser) -> None:
+def _machine_options(parser: Parser) -> None:
+    _shared_options(parser)
+    group = parser.add_argument_group("machine")
+    group.add_argument("--append", metavar="TEXT", default="", help="added to the command line of the guest's kernel")
+    add_limit_options(parser)
+    parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments; without one the machine just stays up")
+
+
+def _add_detach(parser: Parser) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="print the container's name and leave it running")
+
+
+def _run_options(parser: Parser) -> None:
+    _add_detach(parser)
     _container_options(parser)
+
+
+def _run_machine_options(parser: Parser) -> None:
+    _add_detach(parser)
+    _machine_options(parser)
 
 
 def _create_options(parser: Parser) -> None:
     _container_options(parser)
 
 
-async def _created(context: Context, args: Namespace, *, start: bool = False) -> Container:
+async def _created(context: Context, args: Namespace, kind: str, *, start: bool = False) -> Container:
     from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
 
     if args.rm and args.restart and args.restart[0] != "no":
         raise Usage("--rm and --restart exclude each other", remedy="leave one of them out")
-    spec = specs.container(args, "process")
+    spec = specs.container(args, kind)
     creating = asyncio.ensure_future(context.client.create_container(spec, request_id=secrets.token_hex(16), start=start))
     try:
         return await asyncio.shield(creating)
@@ -123,15 +146,31 @@ async def _created(context: Context, args: Namespace, *, start: bool = False) ->
 
 
 async def _create(context: Context, args: Namespace) -> int:
-    container = await _created(context, args)
+    return await _make(context, args, "process")
+
+
+async def _create_machine(context: Context, args: Namespace) -> int:
+    return await _make(context, args, "qemu")
+
+
+async def _make(context: Context, args: Namespace, kind: str) -> int:
+    container = await _created(context, args, kind)
     output.show(context.output, [container], lambda: [container.name], single=True)
     return OK
 
 
 async def _run(context: Context, args: Namespace) -> int:
+    return await _make_and_run(context, args, "process", detach=args.detach)
+
+
+async def _run_machine(context: Context, args: Namespace) -> int:
+    return await _make_and_run(context, args, "qemu", detach=args.detach or not args.program)
+
+
+async def _make_and_run(context: Context, args: Namespace, kind: str, *, detach: bool) -> int:
     raw = _is_raw(args)
-    container = await _created(context, args, start=args.detach)
-    if args.detach:
+    container = await _created(context, args, kind, start=detach)
+    if detach:
         output.show(context.output, [container], lambda: [container.name], single=True)
         return OK
     return await _run_in_front(context, args, container, raw=raw)
@@ -296,6 +335,29 @@ COMMANDS = {
         "  nbctl create process --name web --lan lan0 -- python3 -m http.server 80\n  nbctl start web",
         usage="[OPTION]... [--] CMD [ARG]...",
         takes_program=True,
+    ),
+    "run qemu": Command(
+        _run_machine_options,
+        _run_machine,
+        """\
+  nbctl run qemu --name vm1 --lan lan0
+  nbctl run qemu --rm --memory 1g --cpus 2 -- make -C /src check
+  nbctl run qemu -it --rm --lan lan0 -- bash""",
+        "With a command the machine boots, runs it, and ends with it, as a process does; nbctl ends with its exit\n"
+        "status. Without one it stays up, and `nbctl exec` runs programs in it. It sees the node's files under\n"
+        f"changes of its own, which end with it.\n{_SIGNALS}",
+        usage="[OPTION]... [[--] CMD [ARG]...]",
+        takes_program=True,
+        may_run_nothing=True,
+        own_failure=OWN_FAILURE,
+    ),
+    "create qemu": Command(
+        _machine_options,
+        _create_machine,
+        "  nbctl create qemu --name vm1 --lan lan0\n  nbctl start vm1",
+        usage="[OPTION]... [[--] CMD [ARG]...]",
+        takes_program=True,
+        may_run_nothing=True,
     ),
     "exec": Command(
         _exec_options,

@@ -20,6 +20,7 @@ from nestbed.model import (
     Change,
     ContainerRequest,
     ExecSpec,
+    Kind,
     LanRequest,
     Mount,
     NicSpec,
@@ -83,7 +84,9 @@ def check_container(request: ContainerRequest) -> ContainerRequest:
     for nic in request.nics:
         check_nic(nic)
     check_count("routes", request.routes, ROUTES_MAX)
-    _check_process(request.process)
+    if request.qemu is not None:
+        _check_text("what is added to the kernel's command line", request.qemu.append, VALUE_CHARS_MAX)
+    _check_process(request.process, needs_program=request.kind is Kind.PROCESS)
     return dataclasses.replace(request, resources=check_resources(request.resources))
 
 
@@ -278,8 +281,9 @@ def check_count(what: str, items: Sequence[object], most: int) -> None:
         _refuse(f"{len(items)} {what} are more than {most}", "TOO_MANY", f"give at most {most}", what=what, count=len(items), maximum=most)
 
 
-def _check_process(spec: ProcessSpec) -> None:
-    _check_args(spec.args)
+def _check_process(spec: ProcessSpec, *, needs_program: bool) -> None:
+    if spec.args or needs_program:
+        _check_args(spec.args)
     _check_env(spec.env)
     for what, path in (
         ("the working directory", spec.cwd),

@@ -100,6 +100,7 @@ class Lifecycle:
             routes=routes,
             gateway=gateway,
             auto_remove=request.auto_remove,
+            qemu=request.qemu,
             created_at=time.time(),
         )
 

@@ -76,6 +76,7 @@ class ProcessRuntime:
         self._port_hook = port_hook
         self._containers: dict[str, ProcessContainer] = {}
         self._plans: dict[str, Planned] = {}
+        self._listeners: dict[Kind, StatusListener] = {}
         self._told_masks: tuple[str, ...] | None = None
         self._entries: dict[str, dict[str, Any]] = {}
         self._reopening: asyncio.Task[None] | None = None
@@ -96,13 +97,21 @@ class ProcessRuntime:
         ports.open()
         keeper = KeeperClient(run_dir=self._run_dir, bundles_dir=self._bundles_dir, on_event=self._on_event, on_gone=self._on_gone)
         self._tree = tree
-        self._parts = Parts(keeper, Cgroups(tree), ports, listener, self._forget)
+        self._listeners[Kind.PROCESS] = listener
+        self._parts = Parts(keeper, Cgroups(tree), ports, self._listeners, self._forget)
         try:
             await self._connect(tries=_OPEN_TRIES)
         except BaseException:
             await keeper.aclose()
             ports.close()
             raise
+
+    def listen(self, kind: Kind, listener: StatusListener) -> None:
+        """Tell ``listener`` of containers whose spec is of another kind: the sandboxes of another runtime.
+
+        Such a container may also show what is in its own bundle, and has /dev/kvm.
+        """
+        self._listeners[kind] = listener
 
     async def aclose(self) -> None:
         """See the contract."""
@@ -199,7 +208,8 @@ class ProcessRuntime:
         self._parts.cgroups.check(spec.resources)
         capabilities = sandbox.capability_mask(process.cap_add, process.cap_drop)
         hidden = self._masks.paths(skip_netns=lambda: {container.netns for container in self._containers.values()})
-        with Lookup(process, hidden) as lookup:
+        own = "" if spec.kind is Kind.PROCESS else os.path.realpath(self._bundles_dir / spec.id)
+        with Lookup(process, hidden, own) as lookup:
             facts = plan.Facts(
                 user=self._user(process.user, lookup.root_fd if process.fs is FsMode.ROOTFS else None),
                 capabilities=capabilities,
@@ -208,6 +218,7 @@ class ProcessRuntime:
                 mounts=lookup.mounts(),
                 rlimits=_rlimits(),
                 init=find_init() if process.init else "",
+                own=own,
             )
             launch = plan.launch(spec, facts)
             lookup.check_directory(launch["cwd"])
@@ -319,7 +330,8 @@ class ProcessRuntime:
         """See the contract."""
         await self._parts.ports.settled()
         known = (await self._parts.keeper.call("list")).result["containers"]
-        return audit([one for one in containers if isinstance(one, ProcessContainer)], self._parts, known)
+        others = [one for one in self._containers.values() if one.kind is not Kind.PROCESS]
+        return audit([*others, *(one for one in containers if isinstance(one, ProcessContainer) and one not in others)], self._parts, known)
 
     def _forget(self, container_id: str) -> None:
         self._containers.pop(container_id, None)

@@ -16,7 +16,7 @@ from typing import Any
 from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, Unavailable, WrongState, shown
 from nestbed.linux.pidfd import exit_information, open_process
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import Bundle, ExecSpec, ExitStatus, Nic, NicStats, Resources, RestartPolicy, Spec, State, Stats, Status
+from nestbed.model import Bundle, ExecSpec, ExitStatus, Kind, Nic, NicStats, Resources, RestartPolicy, Spec, State, Stats, Status
 from nestbed.process import bundle as files
 from nestbed.process import plan, transfer
 from nestbed.process.console import ProcessConsole
@@ -58,6 +58,11 @@ class ProcessContainer:
     def status(self) -> Status:
         """See the contract."""
         return self._status
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its spec: whose sandbox it is."""
+        return self._spec.kind
 
     @property
     def ports(self) -> frozenset[str]:
@@ -165,7 +170,7 @@ class ProcessContainer:
         self._status = status
         news, self._news = self._news, asyncio.get_running_loop().create_future()
         news.set_result(None)
-        self._parts.listener(self.id, status)
+        self._parts.listeners[self.kind](self.id, status)
 
     async def _until(self, *states: State) -> None:
         while self._status.state not in states:

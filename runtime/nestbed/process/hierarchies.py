@@ -19,8 +19,9 @@ _V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio", "devices", "free
 _V2_CONTROLLERS = ("cpu", "memory", "pids", "io")
 _DEVICES = (
     "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm", "c 10:200 rwm",
+    "c 10:232 rwm",
 )  # fmt: skip
-"""null zero full random urandom tty console ptmx pts/* net/tun"""
+"""null zero full random urandom tty console ptmx pts/* net/tun kvm; which of them are there is the keeper's to decide"""
 
 
 @dataclass(frozen=True, slots=True)

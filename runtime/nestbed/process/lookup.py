@@ -27,15 +27,17 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES, 
 class Lookup:
     """The root of one container to be, open for looking; a context manager."""
 
-    def __init__(self, process: ProcessSpec, hidden: Sequence[str]) -> None:
-        """``hidden`` are the paths of the node that no container sees.
+    def __init__(self, process: ProcessSpec, hidden: Sequence[str], own: str = "") -> None:
+        """``hidden`` are the paths of the node that no container sees, except for what is in ``own``.
 
         Raises:
             NotFound: there is no such rootfs or overlay directory. InvalidArgument: it is no absolute path, or hidden.
         """
         self._process = process
         self._hidden = hidden
-        self._root = _directory("rootfs", process.rootfs, hidden) if process.fs is FsMode.ROOTFS else "/"
+        self._own = own
+        is_own = bool(own) and is_within(process.rootfs, own)
+        self._root = _directory("rootfs", process.rootfs, () if is_own else hidden) if process.fs is FsMode.ROOTFS else "/"
         if process.fs is FsMode.OVERLAY and process.overlay_dir:
             _directory("overlay directory", process.overlay_dir, hidden)
         self._fds = ExitStack()
@@ -59,7 +61,7 @@ class Lookup:
         found = []
         for mount in self._process.mounts:
             source = os.path.realpath(mount.source)
-            binding = bind(mount, source, self._hidden)
+            binding = bind(mount, source, self._hidden, self._own)
             if not os.path.lexists(source):
                 raise _missing("mount source", mount.source, "MOUNT_SOURCE_NOT_FOUND", "make it, or mount another one")
             if self._process.fs in (FsMode.HOST, FsMode.HOST_RO) and self._stat(binding["destination"], is_mount=True) is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nestbed.errors import Busy, HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, WrongState, from_errno
-from nestbed.model import ExitStatus, RestartMode, RestartPolicy, State, Status
+from nestbed.model import ExitStatus, Kind, RestartMode, RestartPolicy, State, Status
 from nestbed.process.keeper_client import KeeperClient, KeeperError, Reply
 from nestbed.process.limits import Cgroups
 from nestbed.process.lookup import not_executable, program_not_found
@@ -31,7 +31,8 @@ class Parts:
     keeper: KeeperClient
     cgroups: Cgroups
     ports: Ports
-    listener: StatusListener
+    listeners: Mapping[Kind, StatusListener]
+    """By the kind of a container's spec."""
     forget: Callable[[str], object]
     """Called with the id of a container that was destroyed."""
     keeper_back: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,3 +1,4 @@
 """Where things are in the keeper's own mount namespace, of which every container's begins as a copy; ``template`` makes it."""
 
-TEMPLATE, NEW_ROOT, SCRATCH, BUNDLES, DEVICES, MASK_DIR, MASK_FILE = "/t", "/r", "/s", "/b", "/d", "/m/dir", "/m/file"
+TEMPLATE, NEW_ROOT, SCRATCH, BUNDLES, DEVICES, DEVICES_KVM = "/t", "/r", "/s", "/b", "/d", "/k"
+MASK_DIR, MASK_FILE = "/m/dir", "/m/file"

@@ -36,6 +36,8 @@ class Facts:
     mounts: tuple[LaunchMount, ...] = ()
     rlimits: tuple[tuple[int, int, int], ...] = ()
     init: str = ""
+    own: str = ""
+    """For a sandbox of another runtime its bundle, whose content it may see; "" otherwise."""
 
 
 def launch(spec: Spec, facts: Facts) -> Launch:
@@ -56,7 +58,7 @@ def launch(spec: Spec, facts: Facts) -> Launch:
         gid=facts.user.gid,
         groups=list(facts.user.groups),
         hostname=hostname,
-        root=_root(process),
+        root=_root(process, facts.own),
         mounts=list(facts.mounts),
         caps=facts.capabilities,
         seccomp=facts.seccomp,
@@ -73,6 +75,7 @@ def launch(spec: Spec, facts: Facts) -> Launch:
         restart=restart(spec.restart),
         log={"bytes_max": LOG_BYTES_MAX, "files": LOG_FILES},
         scratch_bytes=0,
+        kvm=bool(facts.own),
     )
 
 
@@ -179,9 +182,9 @@ def restart(policy: RestartPolicy) -> dict[str, object]:
     return {"mode": policy.mode.value, "max_retries": policy.max_retries}
 
 
-def bind(mount: Mount, source: str, hidden: Iterable[str]) -> LaunchMount:
+def bind(mount: Mount, source: str, hidden: Iterable[str], own: str = "") -> LaunchMount:
     """The bind mount of ``mount``, whose source is ``source`` once symbolic links are resolved; ``hidden`` are the resolved paths of the
-    node that no container sees.
+    node that no container sees, except for what is in ``own``.
 
     Raises:
         InvalidArgument: it would show something hidden (reason HIDDEN_SOURCE), or a path is not absolute (reason BAD_MOUNT).
@@ -191,6 +194,8 @@ def bind(mount: Mount, source: str, hidden: Iterable[str]) -> LaunchMount:
         raise _bad_mount(mount, "source and destination must be absolute paths, the destination not the root itself")
     if destination.split("/")[1] in ("proc", "sys", "dev"):
         raise _bad_mount(mount, "/proc, /sys and /dev are the container's own")
+    if own and is_within(source, own):
+        return LaunchMount(source=source[len(own) + 1 :], destination=destination, read_only=mount.read_only, masks=[], own=True)
     masks = []
     for path in hidden:
         if is_within(source, path):
@@ -228,7 +233,9 @@ def _normal(path: str) -> str:
     return f"/{'/'.join(parts)}"
 
 
-def _root(process: ProcessSpec) -> LaunchRoot:
+def _root(process: ProcessSpec, own: str) -> LaunchRoot:
+    if process.fs is FsMode.ROOTFS and own and is_within(process.rootfs, own):
+        return LaunchRoot(mode="rootfs", path=process.rootfs[len(own) + 1 :], own=True)
     if process.fs is FsMode.ROOTFS:
         return LaunchRoot(mode="rootfs", path=process.rootfs)
     if process.fs is FsMode.OVERLAY and process.overlay_dir:

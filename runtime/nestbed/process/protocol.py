@@ -67,7 +67,7 @@ from __future__ import annotations
 import array
 import json
 import socket
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 MESSAGE_BYTES_MAX = 256 * 1024
 FDS_MAX = 8
@@ -103,20 +103,24 @@ STEPS = (
 
 
 class LaunchMount(TypedDict):
-    """A bind mount; ``masks`` are absolute paths inside that must be hidden within it."""
+    """A bind mount; ``masks`` are absolute paths inside that must be hidden within it. ``own``: the source is relative to the bundle."""
 
     source: str
     destination: str
     read_only: bool
     masks: list[str]
+    own: NotRequired[bool]
 
 
 class LaunchRoot(TypedDict, total=False):
-    """The file system. ``mode`` is host, host-ro, overlay or rootfs; ``path`` a rootfs; ``upper`` a directory to keep changes in."""
+    """The file system. ``mode`` is host, host-ro, overlay or rootfs; ``path`` a rootfs, with ``own`` relative to the bundle; ``upper`` a
+    directory to keep changes in.
+    """
 
     mode: str
     path: str
     upper: str
+    own: bool
 
 
 class Launch(TypedDict, total=False):
@@ -157,6 +161,8 @@ class Launch(TypedDict, total=False):
     """{"mode": no|on-failure|always, "max_retries": N}"""
     log: dict[str, int]
     """{"bytes_max": per file, "files": how many}"""
+    kvm: bool
+    """Whether /dev/kvm is there, if the node has it."""
     scratch_bytes: int
     """Size limit of the tmpfs behind /run, /dev/shm and thrown-away changes; 0 is the kernel's default."""
 

@@ -27,7 +27,7 @@ from nestbed.process.mounting import (
     place,
     restrict,
 )
-from nestbed.process.places import MASK_DIR, NEW_ROOT, SCRATCH, TEMPLATE
+from nestbed.process.places import BUNDLES, MASK_DIR, NEW_ROOT, SCRATCH, TEMPLATE
 from nestbed.process.program import Label, Program, Register, Steps
 from nestbed.process.protocol import Launch, LaunchMount
 
@@ -60,7 +60,7 @@ def write_root(program: Program, launch: Launch, covers: Covers, spare_fd: int) 
     program.add(memory.piece(("scratch", size), lambda steps: _scratch(steps, size)))
     mounts = launch["mounts"]
     sources = [Register(FREE + number) for number in range(len(mounts))]
-    _open_sources(program, mounts, sources)
+    _open_sources(program, launch, sources)
     program.about = "root"
     if mode == "host":
         program.add(memory.piece("host", lambda steps: open_at(steps, AT_FDCWD, TEMPLATE, os.O_PATH, to=ROOT)))
@@ -69,7 +69,7 @@ def write_root(program: Program, launch: Launch, covers: Covers, spare_fd: int) 
     elif mode == "overlay":
         _overlay_root(program, launch["root"].get("upper", ""), covers, spare_fd)
     else:
-        _rootfs(program, launch["root"]["path"])
+        _rootfs(program, _base(launch, own=launch["root"].get("own", False)), launch["root"]["path"])
     create = mode == "rootfs"
     program.add(memory.piece(("run", create), lambda steps: _run(steps, create=create)))
 
@@ -78,7 +78,13 @@ def write_mounts(program: Program, launch: Launch) -> None:
     """The mounts asked for, over everything else."""
     create = launch["root"]["mode"] in ("overlay", "rootfs")
     for number, item in enumerate(launch["mounts"]):
-        _mount(program, item, Register(FREE + number), create=create)
+        base = _base(launch, own=item.get("own", False))
+        _mount(program, item, base, Register(FREE + number), create=create)
+
+
+def _base(launch: Launch, *, own: bool) -> str:
+    """Where paths of the node are looked up, or with ``own`` those of the container's bundle."""
+    return f"{BUNDLES}/{launch['id']}" if own else TEMPLATE
 
 
 def _scratch(steps: Steps, size: int) -> None:
@@ -98,13 +104,15 @@ def _run(steps: Steps, *, create: bool) -> None:
     place(steps, TREE, "run", create=create, or_leave=not create)
 
 
-def _open_sources(program: Program, mounts: Sequence[LaunchMount], sources: Sequence[Register]) -> None:
+def _open_sources(program: Program, launch: Launch, sources: Sequence[Register]) -> None:
     """Copies of what is to be shown, taken before anything is mounted over it."""
-    if not mounts:
-        return
     program.about = "mount"
-    open_at(program, AT_FDCWD, TEMPLATE, os.O_PATH, to=PARENT)
-    for item, source in zip(mounts, sources, strict=True):
+    opened = ""
+    for item, source in zip(launch["mounts"], sources, strict=True):
+        base = _base(launch, own=item.get("own", False))
+        if base != opened:
+            open_at(program, AT_FDCWD, base, os.O_PATH, to=PARENT)
+            opened = base
         look_up(program, PARENT, item["source"], to=FOUND)
         copy_tree(program, FOUND, to=source, recursive=True)
 
@@ -175,8 +183,8 @@ def _masked(steps: Steps, covers: Covers) -> None:
         mask(steps, ROOT, path, is_directory=is_directory)
 
 
-def _rootfs(program: Program, path: str) -> None:
-    open_at(program, AT_FDCWD, TEMPLATE, os.O_PATH, to=PARENT)
+def _rootfs(program: Program, base: str, path: str) -> None:
+    open_at(program, AT_FDCWD, base, os.O_PATH, to=PARENT)
     look_up(program, PARENT, path, os.O_PATH | os.O_DIRECTORY, to=FOUND)
     copy_tree(program, FOUND, recursive=True)
     restrict(program, TREE, mount.MOUNT_ATTR_NODEV, recursive=True)
@@ -184,14 +192,14 @@ def _rootfs(program: Program, path: str) -> None:
     open_at(program, AT_FDCWD, NEW_ROOT, os.O_PATH, to=ROOT)
 
 
-def _mount(program: Program, item: LaunchMount, source: Register, *, create: bool) -> None:
+def _mount(program: Program, item: LaunchMount, base: str, source: Register, *, create: bool) -> None:
     program.about = "mount"
     missing, there = Label(), Label()
     if create:
         look_up(program, ROOT, item["destination"], to=FOUND, allow=(ENOENT,), orelse=missing)
         program.jump(there)
         program.mark(missing)
-        make(program, item["destination"], directory=_is_directory(item["source"]))
+        make(program, item["destination"], directory=_is_directory(base, item["source"]))
         program.mark(there)
     else:
         look_up(program, ROOT, item["destination"], to=FOUND)
@@ -202,15 +210,15 @@ def _mount(program: Program, item: LaunchMount, source: Register, *, create: boo
         mask(program, ROOT, path, is_directory=None)
 
 
-def _is_directory(source: str) -> bool:
-    """Whether a path of the node is a directory; the new process will find out itself if it is not there at all."""
-    template = os.open(TEMPLATE, os.O_PATH | os.O_CLOEXEC)
+def _is_directory(base: str, source: str) -> bool:
+    """Whether a path below ``base`` is a directory; the new process will find out itself if it is not there at all."""
+    directory = os.open(base, os.O_PATH | os.O_CLOEXEC)
     try:
-        found = openat2(template, source, os.O_PATH)
+        found = openat2(directory, source, os.O_PATH)
     except OSError:
         return False
     finally:
-        os.close(template)
+        os.close(directory)
     try:
         return stat.S_ISDIR(os.fstat(found).st_mode)
     finally:

@@ -14,13 +14,14 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Sequence
 
 import nestbed
 from nestbed.linux import mount
 from nestbed.linux.libc import AT_RECURSIVE
 from nestbed.linux.namespace import CLONE_NEWNS, setns, unshare
 from nestbed.linux.path import openat2
-from nestbed.process.places import BUNDLES, DEVICES, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
+from nestbed.process.places import BUNDLES, DEVICES, DEVICES_KVM, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
 
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("net/tun", 10, 200))
 _DEVICE_LINKS = (
@@ -90,7 +91,8 @@ def enter(bundles_fd: int) -> None:
     for path in (TEMPLATE, NEW_ROOT, SCRATCH):
         os.mkdir(path)
     _make_covers()
-    _make_devices()
+    _make_devices(DEVICES, _DEVICES)
+    _make_devices(DEVICES_KVM, (*_DEVICES, ("kvm", 10, 232)))
 
 
 def _python_paths() -> list[str]:
@@ -126,18 +128,19 @@ def _make_covers() -> None:
         os.close(tree)
 
 
-def _make_devices() -> None:
+def _make_devices(where: str, devices: Sequence[tuple[str, int, int]]) -> None:
     tree = mount.fsmount("tmpfs", (("mode", "0755"), ("size", "64k")), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC)
-    _attach(tree, DEVICES)
+    _attach(tree, where)
     for name in ("pts", "shm", "net"):
-        os.mkdir(f"{DEVICES}/{name}")
-    for name, major, minor in _DEVICES:
-        os.mknod(f"{DEVICES}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(f"{DEVICES}/{name}", 0o666)  # noqa: S103 - what every /dev grants
+        os.mkdir(f"{where}/{name}")
+        os.chmod(f"{where}/{name}", 0o755)  # noqa: S103 - what every /dev grants, whatever the umask
+    for name, major, minor in devices:
+        os.mknod(f"{where}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.chmod(f"{where}/{name}", 0o666)  # noqa: S103 - what every /dev grants
     for name, target in _DEVICE_LINKS:
-        os.symlink(target, f"{DEVICES}/{name}")
-    _touch(f"{DEVICES}/console")
-    mount.mount_setattr(-100, DEVICES, attr_set=mount.MOUNT_ATTR_RDONLY)
+        os.symlink(target, f"{where}/{name}")
+    _touch(f"{where}/console")
+    mount.mount_setattr(-100, where, attr_set=mount.MOUNT_ATTR_RDONLY)
 
 
 class Template:

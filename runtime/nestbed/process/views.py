@@ -32,7 +32,7 @@ from nestbed.process.mounting import (
     place,
     restrict,
 )
-from nestbed.process.places import BUNDLES, DEVICES, SCRATCH, TEMPLATE
+from nestbed.process.places import BUNDLES, DEVICES, DEVICES_KVM, SCRATCH, TEMPLATE
 from nestbed.process.program import Label, Program, Register, Steps
 from nestbed.process.protocol import Launch
 
@@ -51,7 +51,8 @@ _MASTER, _SLAVE = Register(8), Register(9)
 def write_dev(program: Program, launch: Launch) -> None:
     """/dev, with DEVPTS in it."""
     create = launch["root"]["mode"] == "rootfs"
-    program.add(program.memory.piece(("dev", create), lambda steps: _dev(steps, create=create)))
+    devices = DEVICES_KVM if launch.get("kvm") else DEVICES
+    program.add(program.memory.piece(("dev", create, devices), lambda steps: _dev(steps, devices, create=create)))
 
 
 def write_kernel(program: Program, launch: Launch) -> None:
@@ -161,9 +162,9 @@ def _kernel(steps: Steps, *, create: bool) -> None:
         mask(steps, SYS, name, is_directory=True)
 
 
-def _dev(steps: Steps, *, create: bool) -> None:
+def _dev(steps: Steps, devices: str, *, create: bool) -> None:
     steps.about = "dev"
-    copy_tree(steps, AT_FDCWD, DEVICES)
+    copy_tree(steps, AT_FDCWD, devices)
     place(steps, TREE, "dev", create=create)
     options = (("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"))
     new_file_system(steps, "devpts", options, mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC, to=DEVPTS)

@@ -54,9 +54,11 @@ SECONDS_MAX = 7 * 86400.0
 
 def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.ContainerRequest:
     """What is asked for; a file system mode that is not given is the default of the role."""
+    kind = _chosen(KINDS, spec.kind, "kind")
+    # A machine never has the node's own files, whoever asks for it.
     return model.ContainerRequest(
-        kind=_chosen(KINDS, spec.kind, "kind"),
-        process=_process(spec.process, admin=admin),
+        kind=kind,
+        process=_process(spec.process, admin=admin and kind is Kind.PROCESS),
         name=spec.name,
         hostname=spec.hostname,
         labels=pairs(spec.labels),
@@ -66,6 +68,7 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         routes=tuple(model.Route(route.destination, route.via) for route in spec.routes),
         gateway=spec.gateway,
         auto_remove=spec.auto_remove,
+        qemu=model.QemuSpec(append=spec.qemu.append) if kind is Kind.QEMU else None,
     )
 
 

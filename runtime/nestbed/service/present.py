@@ -54,6 +54,7 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         restart=api.RestartPolicy(mode=_RESTART_MODES[spec.restart.mode], max_retries=spec.restart.max_retries),
         auto_remove=spec.auto_remove,
         process=_process(spec.process),
+        qemu=api.QemuSpec(append=spec.qemu.append) if spec.qemu is not None else None,
     )
 
 

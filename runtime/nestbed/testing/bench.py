@@ -26,6 +26,9 @@ class Bench:
     id, number)`` a NIC on a LAN that exists.
     """
 
+    memory_bytes = 64 << 20
+    """A limit that a container of this runtime can have."""
+
     def __init__(self, make_runtime: Callable[[], Runtime], containers: Path, make_nic: Callable[[str, int], Nic]) -> None:
         self.statuses: dict[str, list[Status]] = {}
         self.nic = make_nic

@@ -228,8 +228,8 @@ class RuntimeContract(StreamsContract):
         container = await bench.start()
         if not isinstance(container, Updatable):
             pytest.skip("the runtime changes no limits")
-        await container.update(Resources(memory_bytes=64 << 20), RestartPolicy(RestartMode.ON_FAILURE, 1))
-        assert (await container.stats()).memory_limit_bytes in (64 << 20, None)
+        await container.update(Resources(memory_bytes=bench.memory_bytes), RestartPolicy(RestartMode.ON_FAILURE, 1))
+        assert (await container.stats()).memory_limit_bytes in (bench.memory_bytes, None)
         await container.kill(signal.SIGKILL)
         await bench.until(container, lambda status: status.restarts == 1)
 

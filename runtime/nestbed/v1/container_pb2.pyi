@@ -580,6 +580,7 @@ class ContainerSpec(_message.Message):
     RESTART_FIELD_NUMBER: _builtins.int
     AUTO_REMOVE_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
+    QEMU_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`; made up if empty."""
     kind: Global___ContainerKind.ValueType
@@ -612,7 +613,11 @@ class ContainerSpec(_message.Message):
 
     @_builtins.property
     def process(self) -> Global___ProcessSpec:
-        """What a process container runs."""
+        """What it runs; a virtual machine may run nothing, and stays up."""
+
+    @_builtins.property
+    def qemu(self) -> Global___QemuSpec:
+        """What is special to a virtual machine."""
 
     def __init__(
         self,
@@ -628,14 +633,37 @@ class ContainerSpec(_message.Message):
         restart: Global___RestartPolicy | None = ...,
         auto_remove: _builtins.bool = ...,
         process: Global___ProcessSpec | None = ...,
+        qemu: Global___QemuSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process", "resources", b"resources", "restart", b"restart"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "gateway", b"gateway", "hostname", b"hostname", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "gateway", b"gateway", "hostname", b"hostname", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContainerSpec: _TypeAlias = ContainerSpec  # noqa: Y015
+
+@_typing.final
+class QemuSpec(_message.Message):
+    """QemuSpec is what is special to a virtual machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPEND_FIELD_NUMBER: _builtins.int
+    append: _builtins.str
+    """Added to the command line of the guest's kernel."""
+    def __init__(
+        self,
+        *,
+        append: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QemuSpec: _TypeAlias = QemuSpec  # noqa: Y015
 
 @_typing.final
 class ExitStatus(_message.Message):

@@ -1,0 +1,136 @@
+"""QEMU's command line from what a machine is: pure, tested as text.
+
+Every file is given by a path that is the sandbox's own, every format is named, nothing is taken from a configuration file.
+Descriptors are the warden's (``c/warden.c``): 10 the agent's port for the program, 11 the console, 12 the agent's port for
+nestbedd, 13 QMP, from 14 on the sockets of virtiofsd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+ROOT_TAG = "nestbed-root"
+EXPORT = "/export"
+_MAIN_FD, _CONSOLE_FD, _CONTROL_FD, _QMP_FD, _SHARE_FD = 10, 11, 12, 13, 14
+_NIC_SLOT = 8
+SLOTS = 32 - _NIC_SLOT
+"""How many NICs a machine takes: slots of its bus that nothing else has."""
+
+
+@dataclass(frozen=True, slots=True)
+class NicDevice:
+    """A NIC as QEMU has it. ``number`` is its slot, its tap and part of its ids."""
+
+    number: int
+    mac: str
+    mtu: int
+
+    @property
+    def tap(self) -> str:
+        """The tap in the sandbox's network namespace."""
+        return f"nbtap{self.number}"
+
+    @property
+    def id(self) -> str:
+        """The device's id in QEMU; its backend's is the same with ``-net``."""
+        return f"nic{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a virtual machine is to QEMU. ``accelerator`` is ``kvm`` or ``tcg``."""
+
+    name: str
+    memory_mib: int
+    vcpus: int
+    accelerator: str
+    nics: tuple[NicDevice, ...] = ()
+    append: str = ""
+
+
+def qemu(machine: Machine) -> list[str]:
+    """The command line of QEMU."""
+    kernel_line = f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check nestbed.root=virtiofs:{ROOT_TAG} {machine.append}".rstrip()
+    memory = f"memory-backend-memfd,id=ram,size={machine.memory_mib}M,share=on"
+    return [
+        QEMU,
+        *("-name", f"guest={escaped(machine.name)}"),
+        *("-no-user-config", "-nodefaults", "-no-reboot", "-display", "none"),
+        *("-sandbox", SANDBOX),
+        *("-machine", "pc,memory-backend=ram,usb=off,vmport=off,graphics=off"),
+        *("-accel", "kvm" if machine.accelerator == "kvm" else "tcg,thread=multi,tb-size=128"),
+        *("-cpu", "host" if machine.accelerator == "kvm" else "max"),
+        *("-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M"),
+        *("-object", memory),
+        *("-kernel", "/vm/vmlinuz", "-initrd", "/vm/initrd", "-append", kernel_line),
+        *_channel(f"socket,id=console,fd={_CONSOLE_FD}"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=ports,addr=3,disable-legacy=on"),
+        *_port("main", f"socket,id=main,fd={_MAIN_FD}", 1),
+        *_port("control", f"socket,id=control,fd={_CONTROL_FD},server=on,wait=off", 2),
+        *_channel(f"socket,id=qmp,fd={_QMP_FD},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,addr=4,disable-legacy=on"),
+        *_channel(f"socket,id=root,fd={_SHARE_FD}"),
+        *("-device", f"vhost-user-fs-pci,chardev=root,tag={ROOT_TAG},addr=5,queue-size=1024"),
+        *(word for nic in machine.nics for word in _nic(nic)),
+    ]
+
+
+def virtiofsd() -> list[str]:
+    """The command line of the virtiofsd that shows the prepared tree: read-only as it is mounted, without any right."""
+    return [
+        VIRTIOFSD,
+        "--fd=10",
+        "-o",
+        f"source={EXPORT},sandbox=chroot,cache=always,no_posix_lock,no_flock",
+        "-o",
+        f"modcaps={':'.join(f'-{name}' for name in _FILE_RIGHTS)}",
+    ]
+
+
+_FILE_RIGHTS = ("CHOWN", "DAC_OVERRIDE", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP")
+
+
+def nic_backend(nic: NicDevice) -> dict[str, object]:
+    """The arguments of QMP's ``netdev_add``."""
+    return {"type": "tap", "id": f"{nic.id}-net", "ifname": nic.tap, "script": "no", "downscript": "no"}
+
+
+def nic_device(nic: NicDevice) -> dict[str, object]:
+    """The arguments of QMP's ``device_add``."""
+    return {
+        "driver": "virtio-net-pci",
+        "id": nic.id,
+        "netdev": f"{nic.id}-net",
+        "mac": nic.mac,
+        "addr": f"{_NIC_SLOT + nic.number:x}",
+        "host_mtu": nic.mtu,
+        "disable-legacy": "on",
+        "romfile": "",
+    }
+
+
+def _nic(nic: NicDevice) -> list[str]:
+    return ["-netdev", _options(nic_backend(nic), "type"), "-device", _options(nic_device(nic), "driver")]
+
+
+def _options(values: dict[str, object], first: str) -> str:
+    return ",".join([str(values[first]), *(f"{key}={escaped(str(value))}" for key, value in values.items() if key != first)])
+
+
+def _channel(chardev: str) -> Sequence[str]:
+    return ("-chardev", chardev)
+
+
+def _port(name: str, chardev: str, number: int) -> list[str]:
+    return ["-chardev", chardev, "-device", f"virtserialport,bus=ports.0,nr={number},chardev={name},name=nestbed.{name}"]
+
+
+def escaped(value: str) -> str:
+    """A value of a QEMU option: a comma is written twice."""
+    return value.replace(",", ",,")

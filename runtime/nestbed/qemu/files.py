@@ -1,0 +1,119 @@
+"""What a machine has in its bundle, below ``vm/``: written whole, by renaming, so that the warden never reads half of it.
+
+``vmlinuz initrd warden`` (links to the node's), ``root/ empty/`` (the sandbox's root), ``plan program hosts nics.json`` (ours),
+``state console.log console.log.1 agent.sock qmp.sock`` (the warden's).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from nestbed.errors import CorruptState, translated
+from nestbed.model import Bundle
+from nestbed.qemu import sandbox
+from nestbed.qemu.plan import Word, parse_state
+from nestbed.qemu.store import Boot
+
+_STATE_BYTES = 4096
+_TAIL_BYTES = 4096
+_TERMINAL = re.compile(r"\x1b(?:\[[0-9;?]*[@-~]|c)")
+"""What a console is told about colours and places."""
+
+
+class Files:
+    """The directory ``vm`` of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.directory = bundle.path / sandbox.DIRECTORY
+        self._id = bundle.id
+
+    def make(self, boot: Boot) -> None:
+        """Make the directory with what does not change."""
+        with translated(f"making {self.directory}", path=self.directory):
+            self.directory.mkdir(mode=0o711)
+            self.directory.chmod(0o711)
+            sandbox.make_root(self.directory)
+            for source, name in ((boot.kernel, "vmlinuz"), (boot.initrd, "initrd"), (boot.warden, "warden")):
+                _link(source, self.directory / name)
+        self.write("hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file."""
+        path = self.directory / name
+        with translated(f"writing {path}", path=path):
+            new = self.directory / f"{name}.new"
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(content)
+            new.rename(path)
+
+    def hosts(self) -> bytes:
+        """The guest's hosts file."""
+        with translated(f"reading the hosts of container {self._id}"):
+            return (self.directory / "hosts").read_bytes()
+
+    def write_numbers(self, numbers: dict[str, int]) -> None:
+        """Keep which NIC has which device."""
+        self.write("nics.json", json.dumps(numbers).encode())
+
+    def read_numbers(self) -> dict[str, int]:
+        """Which NIC has which device.
+
+        Raises:
+            CorruptState: that is not known.
+        """
+        try:
+            numbers = json.loads((self.directory / "nics.json").read_bytes())
+            return {str(name): int(number) for name, number in numbers.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise CorruptState(
+                f"the bundle of container {self._id} cannot be understood: nics.json: {error}",
+                reason="CORRUPT_BUNDLE",
+                remedy="delete the container",
+                container=self._id,
+                cause=error,
+            ) from error
+
+    def forget_state(self) -> None:
+        """Remove what the warden wrote of an earlier run."""
+        with translated(f"removing the state of container {self._id}"):
+            (self.directory / "state").unlink(missing_ok=True)
+
+    def state(self) -> Word:
+        """What the warden wrote last."""
+        try:
+            fd = os.open(self.directory / "state", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return Word("none")
+        with open(fd, "rb") as file:
+            return parse_state(file.read(_STATE_BYTES).decode(errors="replace"))
+
+    def console_tail(self, lines: int = 3) -> str:
+        """The last lines of the guest's console that tell something, as one line of text."""
+        try:
+            fd = os.open(self.directory / "console.log", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        with open(fd, "rb") as file:
+            file.seek(max(0, os.fstat(fd).st_size - _TAIL_BYTES))
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
+        text = _TERMINAL.sub("", text)
+        kept = ["".join(char for char in line if char.isprintable()).strip() for line in text.splitlines()]
+        kept = [line for line in kept if line]
+        telling = [line for line in kept if "panic" in line or line.startswith("nestbed:")]
+        return " | ".join((telling or kept)[-lines:])
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or where another file system begins a copy."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        shutil.copy2(source, target)

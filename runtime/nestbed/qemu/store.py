@@ -1,0 +1,226 @@
+"""What every virtual machine of a node starts from, made once in ``STATE_DIR/vm``: a kernel for guests, our two programs, an initial
+file system.
+
+::
+
+    kernel/VERSION/vmlinuz, modules/    of Debian's kernel package, downloaded and unpacked, never installed
+    programs/HASH/agent, warden         compiled from ``c/``, named by what they were compiled from
+    initrd/HASH                         named by what is in it
+
+A directory appears whole, by being renamed; a download that was cut short is thrown away at the next try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from nestbed.errors import HostLacks, translated
+from nestbed.qemu import initramfs
+
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
+_PROGRAMS = ("agent", "warden")
+_SOURCES = ("agent.c", "warden.c", "frames.h", "net.h", "netlink.h")
+_CC = ("cc", "-std=gnu11", "-O2", "-static", "-s", "-Wall")
+_RUN_SECONDS = 300.0
+_TEXT_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The files a machine starts from."""
+
+    kernel: Path
+    initrd: Path
+    warden: Path
+    version: str
+
+
+class Store:
+    """The directory ``STATE_DIR/vm``. :meth:`boot` makes what is missing; may be called at any time, by many at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = asyncio.Lock()
+        self._boot: Boot | None = None
+
+    async def boot(self) -> Boot:
+        """The files to boot the node's own root from. The first time a kernel is downloaded (27 MB).
+
+        Raises:
+            HostLacks: there is no kernel and none can be had (KERNEL_UNAVAILABLE), or no compiler (PROGRAMS_NOT_COMPILED).
+        """
+        async with self._lock:
+            if self._boot is None:
+                for name in ("kernel", "programs", "initrd"):
+                    with translated(f"making {self._directory}", path=self._directory):
+                        (self._directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+                kernel = await self._kernel()
+                programs = await self._programs()
+                self._boot = Boot(kernel / "vmlinuz", self._initrd(kernel, programs), programs / "warden", kernel.name)
+            return self._boot
+
+    def describe(self) -> str:
+        """What there is, for people."""
+        kernels = self._kernels()
+        return f"Debian kernel {kernels[-1].name}" if kernels else f"{KERNEL_PACKAGE} will be downloaded for the first virtual machine"
+
+    # ---- the kernel
+
+    def _kernels(self) -> list[Path]:
+        try:
+            return sorted(path for path in (self._directory / "kernel").iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    async def _kernel(self) -> Path:
+        kernels = self._kernels()
+        if kernels:
+            return kernels[-1]
+        if platform.machine() != "x86_64":
+            raise _no_kernel(f"there is none for {platform.machine()}")
+        package = await self._newest_package()
+        return await self._made(self._directory / "kernel" / package.removeprefix("linux-image-"), lambda new: self._unpack(package, new))
+
+    @staticmethod
+    async def _newest_package() -> str:
+        """The package that the metapackage stands for, as apt offers it: what pins the version."""
+        code, text = await _run(("apt-cache", "depends", KERNEL_PACKAGE))
+        names = [line.split()[-1] for line in text.splitlines() if line.strip().startswith("Depends: linux-image-")]
+        if code or not names:
+            raise _no_kernel(f"apt knows no {KERNEL_PACKAGE}")
+        return names[0]
+
+    @staticmethod
+    async def _unpack(package: str, new: Path) -> None:
+        archives = new / "archives"
+        archives.mkdir()
+        code, text = await _run(("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package), directory=archives)
+        archive = next(archives.glob("*.deb"), None)
+        if code or archive is None:
+            raise _no_kernel(_last_line(text))
+        code, text = await _run(("dpkg-deb", "-x", str(archive), str(new / "tree")))
+        if code:
+            raise _no_kernel(_last_line(text))
+        with translated("unpacking the kernel package", path=new):
+            next((new / "tree/boot").glob("vmlinuz-*")).rename(new / "vmlinuz")
+            (new / "vmlinuz").chmod(0o644)
+            next((new / "tree/lib/modules").iterdir()).rename(new / "modules")
+            shutil.rmtree(new / "tree")
+            shutil.rmtree(archives)
+
+    # ---- our programs
+
+    async def _programs(self) -> Path:
+        with ExitStack() as stack:
+            sources = stack.enter_context(resources.as_file(resources.files("nestbed.qemu") / "c"))
+            digest = hashlib.sha256(b"".join((sources / name).read_bytes() for name in _SOURCES)).hexdigest()[:16]
+            return await self._made(self._directory / "programs" / digest, lambda new: self._compile(sources, new))
+
+    @staticmethod
+    async def _compile(sources: Path, new: Path) -> None:
+        for name in _PROGRAMS:
+            code, text = await _run((*_CC, "-o", str(new / name), str(sources / f"{name}.c")))
+            if code:
+                raise HostLacks(
+                    f"the {name} of virtual machines cannot be compiled: {_last_line(text)}",
+                    reason="PROGRAMS_NOT_COMPILED",
+                    remedy="apt-get install gcc libc6-dev",
+                    program=name,
+                )
+            (new / name).chmod(0o755)
+
+    def _initrd(self, kernel: Path, programs: Path) -> Path:
+        modules = initramfs.find_modules(kernel / "modules")
+        content = initramfs.archive(initramfs.contents((programs / "agent").read_bytes(), modules))
+        path = self._directory / "initrd" / hashlib.sha256(content).hexdigest()[:16]
+        if not path.exists():
+            with translated("writing the initial file system", path=path):
+                new = path.with_suffix(".new")
+                new.write_bytes(content)
+                new.chmod(0o644)
+                new.rename(path)
+        return path
+
+    @staticmethod
+    async def _made(path: Path, make: Callable[[Path], Awaitable[None]]) -> Path:
+        """The directory ``path``; if it is not there yet ``make`` fills it."""
+        if _exists(path):
+            return path
+        new = _begin(path)
+        try:
+            await make(new)
+            _finish(new, path)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return path
+
+
+def _exists(path: Path) -> bool:
+    with translated(f"looking for {path}", path=path):
+        return path.exists()
+
+
+def _begin(path: Path) -> Path:
+    """An empty directory beside ``path``; what an earlier try left is removed."""
+    with translated(f"making {path}", path=path):
+        for stale in path.parent.glob(".new-*"):
+            shutil.rmtree(stale)
+        return Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+
+
+def _finish(new: Path, path: Path) -> None:
+    with translated(f"making {path}", path=path):
+        new.chmod(0o755)
+        new.rename(path)
+
+
+def _no_kernel(why: str) -> HostLacks:
+    return HostLacks(
+        f"there is no kernel for virtual machines: {why}",
+        reason="KERNEL_UNAVAILABLE",
+        remedy="run apt-get update on the node, and see that it reaches a Debian mirror; it is needed once",
+        package=KERNEL_PACKAGE,
+        cause=why,
+    )
+
+
+async def _run(words: Sequence[str], *, directory: Path | None = None) -> tuple[int, str]:
+    """Run a program of the node to its end: its exit code and what it said."""
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/root"}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            cwd=directory,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return 127, f"{words[0]}: {os.strerror(error.errno or 0)}"
+    try:
+        async with asyncio.timeout(_RUN_SECONDS):
+            output, _ = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, output.decode(errors="replace")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
+    return (errors or lines or ["no reason given"])[0][:_TEXT_CHARS]
