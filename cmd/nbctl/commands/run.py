@@ -354,7 +354,7 @@ COMMANDS = {
     "create qemu": Command(
         _machine_options,
         _create_machine,
-        "  nbctl create qemu --name vm1 --lan lan0\n  nbctl start vm1",
+        "  nbctl create qemu --name vm1 --lan lan0",
         usage="[OPTION]... [[--] CMD [ARG]...]",
         takes_program=True,
         may_run_nothing=True,

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nestbed.errors import (
     AlreadyExists,
@@ -34,6 +35,9 @@ from nestbed.runtime import Console, StatusListener
 
 BOOT_SECONDS = 180.0
 """How long a guest may take until its program runs."""
+
+_HOSTS_SECONDS = 2.0
+"""How long others wait for one guest to take its hosts file."""
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
 _logger = logging.getLogger(__name__)
@@ -101,8 +105,24 @@ class QemuContainer:
         if self._files.state().what == "failed":
             self._on_state()
             return
-        with contextlib.suppress(NestbedError):
+        try:
             await self._monitor.execute("cont")
+            await self._complete_nics()
+        except NestbedError as error:
+            _logger.warning("machine not taken up whole", extra=fields(container=self.id, cause=error.message))
+
+    async def _complete_nics(self) -> None:
+        """Plug in the NICs that it should have and has not, and take away those it should not have: a daemon died on the way."""
+        there = await self._monitor.devices()
+        wanted = {self._device(nic).id: nic for nic in self._nics.values()}
+        for device in sorted(there - wanted.keys()):
+            await self._monitor.remove_device(device)
+        for device in sorted(wanted.keys() - there):
+            with contextlib.suppress(HostLacks):
+                await self._monitor.execute("netdev_del", {"id": f"{device}-net"})
+            await self._plug_in(wanted[device], self._device(wanted[device]))
+        self._numbers = {name: number for name, number in self._numbers.items() if name in self._nics}
+        self.write_plan()
 
     def let_go(self) -> None:
         """Close what it holds: the end of nestbedd, not of the machine."""
@@ -179,11 +199,11 @@ class QemuContainer:
             await self.inner.stop(0.0)
         self._set(self._failed)
 
-    def _later(self, doing: object) -> None:
-        assert asyncio.iscoroutine(doing)
-        task: asyncio.Task[None] = asyncio.create_task(doing)
+    def _later(self, doing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(doing)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _outer(self, inner: Status) -> Status:
         """The machine's status of its sandbox's."""
@@ -466,6 +486,10 @@ class QemuContainer:
     async def _tell_hosts(self) -> None:
         if self._status.state is not State.RUNNING or self._starting is not None:
             return
+        task = self._later(self._write_hosts())
+        await asyncio.wait([task], timeout=_HOSTS_SECONDS)
+
+    async def _write_hosts(self) -> None:
         hosts = self._files.hosts()
         try:
             await self._guest.ask(lambda channel: plan.hosts_frame(channel, hosts))

@@ -51,6 +51,16 @@ class Monitor:
                     if isinstance(data, dict) and data.get("device") == device:
                         return
 
+    async def devices(self) -> set[str]:
+        """The ids of the NICs that QEMU has.
+
+        Raises:
+            as :meth:`execute`.
+        """
+        found = await self.execute("qom-list", {"path": "/machine/peripheral"})
+        assert isinstance(found, list)
+        return {str(item["name"]) for item in found if str(item["type"]).startswith("child<virtio-net")}
+
     async def _command(self, client: QMPClient, command: str, arguments: dict[str, object]) -> object:
         try:
             return await client.execute(command, arguments)

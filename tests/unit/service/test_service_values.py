@@ -54,7 +54,8 @@ requests = st.builds(
     restart=st.builds(model.RestartPolicy, st.sampled_from(RestartMode), st.integers(0, 9)),
     routes=st.lists(st.builds(model.Route, texts, texts), max_size=2).map(tuple),
     auto_remove=st.booleans(),
-)
+    qemu=st.builds(model.QemuSpec, append=texts),
+).map(lambda request: request if request.kind is Kind.QEMU else dataclasses.replace(request, qemu=None))
 
 
 @given(requests)

@@ -64,7 +64,7 @@ static struct stream output = {.fd = 1, .type = OUTPUT}, errors = {.fd = 2, .typ
 static unsigned char received[2 * (HEADER_BYTES + FRAME_BYTES_MAX)], *outgoing;
 static size_t received_bytes, outgoing_bytes;
 static uint32_t input_credit;
-static int is_started, is_input_open, is_over, exit_code;
+static int has_program, is_started, is_input_open, is_over, exit_code;
 static char tail[TAIL_BYTES + 1];
 static size_t tail_bytes;
 static off_t console_bytes;
@@ -528,6 +528,9 @@ static void keep_console(void) {
             rename("/vm/console.log", "/vm/console.log.1");
             open_console_log(O_TRUNC);
         }
+        /* Without a program the console is what there is to see; who does not look is not waited for. */
+        if (!has_program && write(1, data, (size_t)length) < 0)
+            errno = 0;
         if (log_fd >= 0 && write(log_fd, data, (size_t)length) == length)
             console_bytes += length;
     }
@@ -606,7 +609,7 @@ static void reap(void) {
     }
 }
 
-static void take_signals(int has_program) {
+static void take_signals(void) {
     struct signalfd_siginfo information;
     while (read(signal_fd, &information, sizeof information) == (ssize_t)sizeof information) {
         if (information.ssi_signo == SIGCHLD)
@@ -622,7 +625,7 @@ static void take_signals(int has_program) {
     }
 }
 
-static _Noreturn void serve(int has_program) {
+static _Noreturn void serve(void) {
     for (;;) {
         struct pollfd watched[] = {
             {.fd = signal_fd, .events = POLLIN},
@@ -649,7 +652,7 @@ static _Noreturn void serve(int has_program) {
         give(&output);
         give(&errors);
         if (watched[0].revents)
-            take_signals(has_program);
+            take_signals();
     }
 }
 
@@ -667,7 +670,7 @@ static void prepare_streams(int has_input) {
 
 static int run(void) {
     sigset_t all;
-    int has_program = 0, has_input = 0;
+    int has_input = 0;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     signal_fd = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC);
@@ -680,7 +683,7 @@ static int run(void) {
     prepare_streams(has_input);
     open_console_log(0);
     start_all();
-    serve(has_program);
+    serve();
 }
 
 int main(int count, char **words_given) {
