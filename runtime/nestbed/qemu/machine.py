@@ -186,7 +186,7 @@ class QemuContainer:
         """The warden wrote its state."""
         self._news.set()
         if self._starting is None and self._inner is not None and self._files.state().what == "failed":
-            self._later(self._give_up_restart())
+            _ = self._later(self._give_up_restart())
 
     async def _give_up_restart(self) -> None:
         """A start by the restart policy failed inside the guest: that is final."""
