@@ -21,9 +21,11 @@ from nestbed.lan.relay.segment import Segment
 from nestbed.lan.relay.tally import Tally
 from nestbed.lan.relay.underlay import Shape
 from nestbed.lan.relay.wanted import DelayLeg, RelayedLan, Wanted
+from nestbed.linux import ifreq
 from nestbed.linux.inotify import IN_MOVED_TO, inotify_add_watch, inotify_init, read_changes
 
 TICK_SECONDS = 1.0
+RISE_SECONDS = 1.0
 LOOPS_TOLD = 16
 
 _ANY = "0.0.0.0"
@@ -45,6 +47,9 @@ class Relay:
         self._shapes: dict[str, Shape] = {}
         self._told = ""
         self._complaint = ""
+        self._generation = 0
+        self._rising: set[str] = set()
+        self._rises_until = 0.0
         self._is_stranger_near = False
         self._is_file_new = True
 
@@ -72,7 +77,7 @@ class Relay:
             self._tell()
             if not self._wanted:
                 return
-            self._engine.step(tick_at)
+            self._engine.step(min(tick_at, now + RISE_SECONDS) if self._rising else tick_at)
             if self._is_stranger_near:
                 self._is_stranger_near = False
                 self._look_for_members()
@@ -95,6 +100,16 @@ class Relay:
         self._apply_lans({lan.id: lan for lan in wanted.lans})
         self._apply_legs({leg.tap: leg for leg in wanted.legs})
         self._look_for_members()
+        self._rising = {*(lan.tap for lan in wanted.lans), *(leg.tap for leg in wanted.legs)}
+        self._rises_until = time.monotonic() + RISE_SECONDS
+
+    def _is_settled(self) -> bool:
+        """Whether the taps take frames: the kernel gives a device that got its carrier a queue a moment later."""
+        if self._rising and time.monotonic() < self._rises_until:
+            self._rising = {name for name in self._rising if _is_rising(name)}
+            return not self._rising
+        self._rising = set()
+        return True
 
     def _apply_lans(self, lans: dict[str, RelayedLan]) -> None:
         for lan_id, segment in list(self._segments.items()):
@@ -187,8 +202,10 @@ class Relay:
 
     def _tell(self) -> None:
         """Write the status if it is another than before."""
+        if self._is_settled():
+            self._generation = self._wanted.generation
         lans = {lan_id: {"faults": segment.faults, "has_members": segment.has_members} for lan_id, segment in self._segments.items()}
-        status = {"generation": self._wanted.generation, "pid": os.getpid(), "errors": self._errors, "lans": lans, "loops": self._loops}
+        status = {"generation": self._generation, "pid": os.getpid(), "errors": self._errors, "lans": lans, "loops": self._loops}
         text = json.dumps(status)
         if text == self._told:
             return
@@ -206,6 +223,16 @@ class Relay:
         if text != self._complaint:
             print(f"relay: {text}", file=sys.stderr)  # noqa: T201
             self._complaint = text
+
+
+def _is_rising(name: str) -> bool:
+    """Whether the device is set up and does not work yet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            flags = ifreq.flags(sock, name)
+        except OSError:
+            return False
+    return flags & (ifreq.IFF_UP | ifreq.IFF_RUNNING) == ifreq.IFF_UP
 
 
 def _be_punctual(*, punctual: bool) -> None:
