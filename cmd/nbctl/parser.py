@@ -57,6 +57,10 @@ VERBS: dict[str, Verb] = {
     "lan impair": Verb("impair", "change what is done to frames: rate, delay, loss and more"),
     "lan stats": Verb("traffic", "count frames of LANs and ports"),
     "capture": Verb("capture", "write the frames of a LAN or NIC to a pcapng file"),
+    "up": Verb("experiment", "bring an experiment up, or to what its files say now"),
+    "down": Verb("experiment", "remove experiments with all they have"),
+    "status": Verb("experiment", "show how experiments are"),
+    "diff": Verb("experiment", "show what `up` would change"),
     "validate": Verb("topology", "check the files of an experiment"),
     "graph": Verb("topology", "draw an experiment"),
     "info": Verb("node", "tell what this node can and cannot do"),
@@ -80,7 +84,6 @@ NOUNS: dict[str, str] = {
 _HABITS = {
     "list": "ps",
     "ls": "ps",
-    "status": "ps",
     "delete": "rm",
     "remove": "rm",
     "destroy": "rm",

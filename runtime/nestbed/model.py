@@ -207,7 +207,10 @@ class QemuSpec:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What was asked for, validated and complete: the record of a container."""
+    """What was asked for, validated and complete: the record of a container.
+
+    ``hosts`` are the lines of its hosts file after those of the loopback, if the node is not to keep it.
+    """
 
     id: str
     name: str
@@ -220,6 +223,7 @@ class Spec:
     nics: tuple[Nic, ...] = ()
     routes: tuple[Route, ...] = ()
     gateway: str = ""
+    hosts: str = ""
     auto_remove: bool = False
     created_at: float = 0.0
     qemu: QemuSpec | None = None
@@ -449,6 +453,7 @@ class ContainerRequest:
     nics: tuple[NicSpec, ...] = ()
     routes: tuple[Route, ...] = ()
     gateway: str = ""
+    hosts: str = ""
     auto_remove: bool = False
     qemu: QemuSpec | None = None
 

@@ -103,6 +103,17 @@ class Written(Exception):
     pass
 
 
+async def test_a_hosts_file_that_is_given_stays_as_it_is(bench) -> None:
+    await bench.node.create_lan(LanRequest("lan0", subnet="10.5.0.0/24"))
+    given = await bench.run(name="web", hosts="10.5.0.1\tweb\n10.9.0.1\tfar far-away\n", nics=(NicSpec("lan0"),))
+    await bench.run(name="irc", nics=(NicSpec("lan0"),))
+    assert hosts(bench, given) == ["10.5.0.1\tweb", "10.9.0.1\tfar far-away"]
+    await bench.restart()
+    assert hosts(bench, given) == ["10.5.0.1\tweb", "10.9.0.1\tfar far-away"]
+    with pytest.raises(InvalidArgument, match="the hosts file"):
+        await bench.create(hosts="10.5.0.1\tweb\x1b")
+
+
 async def until_hosts(bench, container_id: str, lines: list[str]) -> None:
     container = bench.kernel.containers[container_id]
     news = asyncio.Event()

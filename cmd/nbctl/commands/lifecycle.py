@@ -84,7 +84,17 @@ async def _unpause(context: Context, args: Namespace) -> int:
     return await _each(context, args, context.client.resume_container)
 
 
+def _wait_options(parser: Parser) -> None:
+    select.add_options(parser)
+    parser.add_argument("--ready", action="store_true", help="the names are experiments: wait until they are up and ready")
+
+
 async def _wait(context: Context, args: Namespace) -> int:
+    if args.ready:
+        from nbctl.commands import experiment  # noqa: PLC0415 - few wait for experiments
+
+        return await experiment.wait_ready(context, args)
+
     async def listing(labels: Any) -> list[Container]:
         return await context.client.list_containers(labels=labels)
 
@@ -146,10 +156,11 @@ COMMANDS = {
     "kill": Command(_kill_options, _kill, "  nbctl kill web\n  nbctl kill -s HUP router1 router2"),
     "rm": Command(_rm_options, _rm, "  nbctl rm web\n  nbctl rm -f 'host*'"),
     "wait": Command(
-        select.add_options,
+        _wait_options,
         _wait,
-        "  nbctl wait client1 client2",
-        "Prints one status a line, in the order given: the code, 128 + signal, or 255 for unknown.",
+        "  nbctl wait client1 client2\n  nbctl wait --ready street",
+        "Prints one status a line, in the order given: the code, 128 + signal, or 255 for unknown. With --ready the names are\n"
+        "experiments: it ends when each is up and all its elements are ready, or with status 1 when one has failed.",
     ),
     "pause": Command(select.add_options, _pause, "  nbctl pause web"),
     "unpause": Command(select.add_options, _unpause, "  nbctl unpause web"),

@@ -48,7 +48,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture validate graph info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff validate graph info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -57,7 +57,7 @@ _nbctl() {
         "stop") options="-h --help -l --label -t --time -H --host -o --output" valued="-l --label -t --time -H --host -o --output" kinds=("containers") ;;
         "kill") options="-h --help -l --label -s --signal -H --host -o --output" valued="-l --label -s --signal -H --host -o --output" kinds=("containers") ;;
         "rm") options="-h --help -l --label -f --force -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
-        "wait") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
+        "wait") options="-h --help -l --label --ready -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "pause") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "unpause") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "update") options="-h --help -l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("containers") ;;
@@ -80,6 +80,10 @@ _nbctl() {
         "lan impair") options="-h --help --port --to --from --both --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" valued="--port --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" kinds=("impaired") ;;
         "lan stats") options="-h --help -f --follow --interval -H --host -o --output" valued="--interval -H --host -o --output" kinds=("lans") ;;
         "capture") options="-h --help -w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" valued="-w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" kinds=("captured") ;;
+        "up") options="-h --help -f --file --on --dry-run --keep -v --verbose -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
+        "down") options="-h --help -f --file --force -v --verbose -H --host -o --output" valued="-f --file -H --host -o --output" kinds=("") ;;
+        "status") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("") ;;
+        "diff") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
         "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
@@ -119,6 +123,11 @@ _nbctl() {
         "top:--sort") _nbctl_kind "cpu memory pids name"; return ;;
         "lan impair:--port") _nbctl_kind "containers"; return ;;
         "capture:-w" | "capture:--write") _nbctl_kind "files"; return ;;
+        "up:-f" | "up:--file") _nbctl_kind "files"; return ;;
+        "up:--on") _nbctl_kind "files"; return ;;
+        "down:-f" | "down:--file") _nbctl_kind "files"; return ;;
+        "diff:-f" | "diff:--file") _nbctl_kind "files"; return ;;
+        "diff:--on") _nbctl_kind "files"; return ;;
         "validate:-f" | "validate:--file") _nbctl_kind "files"; return ;;
         "validate:--on") _nbctl_kind "files"; return ;;
         "graph:-f" | "graph:--file") _nbctl_kind "files"; return ;;

@@ -15,12 +15,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from nestbed.client import address as addresses
+from nestbed.client.experiments import ExperimentCalls
 from nestbed.client.session import CHUNK_BYTES, Session
 from nestbed.client.status import from_call, from_rpc
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
 from nestbed.v1.container_pb2_grpc import ContainerServiceStub
+from nestbed.v1.experiment_pb2_grpc import ExperimentServiceStub
 from nestbed.v1.lan_pb2_grpc import LanServiceStub
 from nestbed.v1.node_pb2_grpc import NodeServiceStub
 
@@ -32,12 +34,14 @@ CALL_SECONDS = 120.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.enable_http_proxy", 0),
+    # A new client tries anew; gRPC would have it wait out what another one of this process met at the same address.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 
-class Client:
+class Client(ExperimentCalls):
     """A connection to one node. Containers are named by id, name or unique prefix of an id; LANs by id or name.
 
     Use it in one event loop, from any number of tasks. Every method raises ``nestbed.errors`` with reason and remedy: those of the
@@ -52,6 +56,7 @@ class Client:
         self._containers = ContainerServiceStub(channel)
         self._lans = LanServiceStub(channel)
         self._node = NodeServiceStub(channel)
+        self._experiments = ExperimentServiceStub(channel)
 
     @classmethod
     def connect(

@@ -39,7 +39,7 @@ ENTRY_BYTES_MAX = 128 * 1024 - 1
 MOUNTS_MAX = 128
 NICS_MAX = 4096
 ADDRESSES_MAX = 64
-ROUTES_MAX = 256
+ROUTES_MAX = 4096
 CAPABILITIES_MAX = 64
 SYSCTLS_MAX = 256
 LABELS_MAX = 64
@@ -47,6 +47,7 @@ LABEL_CHARS_MAX = 256
 TEXT_CHARS_MAX = 256
 VALUE_CHARS_MAX = 4096
 PATH_BYTES_MAX = 4095
+HOSTS_BYTES_MAX = 2 * 1024 * 1024
 REQUEST_ID_CHARS_MAX = 64
 CPUS_MAX = 65536
 MEMORY_BYTES_MAX = 1 << 60
@@ -84,6 +85,7 @@ def check_container(request: ContainerRequest) -> ContainerRequest:
     for nic in request.nics:
         check_nic(nic)
     check_count("routes", request.routes, ROUTES_MAX)
+    _check_hosts(request.hosts)
     if request.qemu is not None:
         _check_text("what is added to the kernel's command line", request.qemu.append, VALUE_CHARS_MAX)
     _check_process(request.process, needs_program=request.kind is Kind.PROCESS)
@@ -303,6 +305,16 @@ def _check_process(spec: ProcessSpec, *, needs_program: bool) -> None:
     for key, value in spec.sysctls:
         _check_text("the sysctl", key)
         _check_text(f"the value of {key}", value, VALUE_CHARS_MAX)
+
+
+def _check_hosts(text: str) -> None:
+    if len(text.encode(errors="replace")) > HOSTS_BYTES_MAX or _UNPRINTABLE.search(text.replace("\t", "").replace("\n", "")):
+        _refuse(
+            f"the hosts file is longer than {HOSTS_BYTES_MAX} bytes or holds a control character",
+            "BAD_HOSTS",
+            "give lines of an address, a tab and names",
+            bytes_max=HOSTS_BYTES_MAX,
+        )
 
 
 def _check_mount(mount: Mount) -> None:

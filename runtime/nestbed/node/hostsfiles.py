@@ -105,10 +105,14 @@ class HostsFiles:
                 _logger.warning("hosts file not written", extra=fields(container=held.spec.id, reason=error.reason, cause=error.message))
 
     def _versions(self, spec: Spec) -> tuple[tuple[str, int], ...]:
+        if spec.hosts:
+            return ()
         segments = self._registry.segments
         return tuple((nic.lan_id, segments[nic.lan_id].version) for nic in spec.nics if nic.lan_id in segments)
 
     def _text(self, spec: Spec) -> str:
+        if spec.hosts:
+            return hosts_text(spec.hosts, ())
         segments = self._registry.segments
         lan_ids = dict.fromkeys(nic.lan_id for nic in spec.nics)
         others = (segments[lan_id].hosts_of_others(spec.name) for lan_id in lan_ids if lan_id in segments)

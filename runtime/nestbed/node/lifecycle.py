@@ -99,6 +99,7 @@ class Lifecycle:
             nics=nics,
             routes=routes,
             gateway=gateway,
+            hosts=request.hosts,
             auto_remove=request.auto_remove,
             qemu=request.qemu,
             created_at=time.time(),

@@ -115,6 +115,15 @@ class Node:
         """Let go of everything without ending any container or LAN; changes under way get some seconds. Idempotent."""
         await self._closing.aclose()
 
+    @property
+    def state_dir(self) -> Path:
+        """The claimed state directory."""
+        return self._state_dir
+
+    def publish(self, kind: str, object_id: str, name: str, /, **attributes: object) -> None:
+        """Tell those who watch of something that happened to what is not the node's own, such as an experiment."""
+        self._parts.events.publish(kind, object_id, name, **attributes)
+
     async def info(self) -> NodeInfo:
         """What this node is, and what its machine can and cannot do."""
         parts = self._parts

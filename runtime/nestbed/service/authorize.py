@@ -71,6 +71,7 @@ def calling(who: Caller) -> Iterator[None]:
 _CONTAINERS = "/nestbed.v1.ContainerService/"
 _LANS = "/nestbed.v1.LanService/"
 _NODE = "/nestbed.v1.NodeService/"
+_EXPERIMENTS = "/nestbed.v1.ExperimentService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 LEAST_ROLES: Mapping[str, Role] = {
@@ -106,6 +107,12 @@ LEAST_ROLES: Mapping[str, Role] = {
     _NODE + "WatchEvents": Role.VIEWER,
     _NODE + "Audit": Role.OPERATOR,
     _NODE + "GetMetrics": Role.VIEWER,
+    _EXPERIMENTS + "Up": Role.OPERATOR,
+    _EXPERIMENTS + "Down": Role.OPERATOR,
+    _EXPERIMENTS + "GetExperiment": Role.VIEWER,
+    _EXPERIMENTS + "ListExperiments": Role.VIEWER,
+    _EXPERIMENTS + "DiffExperiment": Role.OPERATOR,
+    _EXPERIMENTS + "WaitExperiment": Role.VIEWER,
     _HEALTH + "Check": Role.NOBODY,
     _HEALTH + "Watch": Role.NOBODY,
     _HEALTH + "List": Role.NOBODY,

@@ -67,6 +67,7 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         nics=tuple(nic_spec(nic) for nic in spec.nics),
         routes=tuple(model.Route(route.destination, route.via) for route in spec.routes),
         gateway=spec.gateway,
+        hosts=spec.hosts,
         auto_remove=spec.auto_remove,
         qemu=model.QemuSpec(append=spec.qemu.append) if kind is Kind.QEMU else None,
     )

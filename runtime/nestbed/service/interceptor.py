@@ -24,7 +24,16 @@ from nestbed.service.streams import closing
 
 logger = logging.getLogger(__name__)
 
-LONG_CALLS = frozenset({"/nestbed.v1.ContainerService/WaitContainer", "/nestbed.v1.ContainerService/StopContainer"})
+LONG_CALLS = frozenset(
+    {
+        "/nestbed.v1.ContainerService/WaitContainer",
+        "/nestbed.v1.ContainerService/StopContainer",
+        "/nestbed.v1.ExperimentService/WaitExperiment",
+        # These call nodes in turn, this one too: they must not hold a place that such a call waits for.
+        "/nestbed.v1.ExperimentService/GetExperiment",
+        "/nestbed.v1.ExperimentService/DiffExperiment",
+    }
+)
 """Calls with one answer that wait for something outside nestbed; every stream is a long call too."""
 
 if TYPE_CHECKING:

@@ -50,6 +50,7 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         nics=[_nic_spec(each) for each in spec.nics],
         routes=[api.Route(destination=route.destination, via=route.via) for route in spec.routes],
         gateway=spec.gateway,
+        hosts=spec.hosts,
         resources=_resources(spec.resources),
         restart=api.RestartPolicy(mode=_RESTART_MODES[spec.restart.mode], max_retries=spec.restart.max_retries),
         auto_remove=spec.auto_remove,

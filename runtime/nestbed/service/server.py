@@ -21,23 +21,26 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from nestbed.errors import AlreadyExists, InvalidArgument, NestbedError, translated
+from nestbed.experiment.experiments import Experiments
+from nestbed.experiment.fleet import connector
 from nestbed.linux import mount
 from nestbed.log import fields
 from nestbed.node.node import Node
 from nestbed.service.admission import Admission
 from nestbed.service.authorize import Role
 from nestbed.service.containers import Containers
+from nestbed.service.experiments import ExperimentCalls
 from nestbed.service.gate import Gate, connections_max
 from nestbed.service.health import Health
 from nestbed.service.identity import Identify, behind_gate, by_certificate
 from nestbed.service.interceptor import Guard
 from nestbed.service.lans import Lans
 from nestbed.service.node import NodeInformation
-from nestbed.v1 import container_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
+from nestbed.v1 import container_pb2_grpc, experiment_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-SERVICES = ("nestbed.v1.ContainerService", "nestbed.v1.LanService", "nestbed.v1.NodeService")
+SERVICES = ("nestbed.v1.ContainerService", "nestbed.v1.ExperimentService", "nestbed.v1.LanService", "nestbed.v1.NodeService")
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 ADMIN_SOCKET = "admin.sock"
@@ -98,12 +101,15 @@ _CALLERS_GONE = _CallersGone()
 class Server:
     """One grpc.aio server of the node with its own admission; every caller is told apart by ``identify``."""
 
-    def __init__(self, node: Node, identify: Identify, *, has_reflection: bool, admission: Admission | None = None) -> None:
+    def __init__(
+        self, node: Node, identify: Identify, experiments: Experiments, *, has_reflection: bool, admission: Admission | None = None
+    ) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_CALLERS_GONE)
         self._guard = Guard(identify, admission or Admission())
         self._health = Health(SERVICES)
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node), self.grpc)
+        experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(ExperimentCalls(experiments), self.grpc)
         lan_pb2_grpc.add_LanServiceServicer_to_server(Lans(node), self.grpc)
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeInformation(node), self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -131,12 +137,13 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
         stack.callback(os.close, inner)
         gates: list[Gate] = []
         servers: list[Server] = []
+        experiments = experiments_of(node, run_dir, tls)
         stack.callback(_close, gates)
         stack.push_async_callback(_stop, servers)
         stack.callback(_shut, gates)
         connections = connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         for door in (_Door(ADMIN_SOCKET, Role.ADMIN, 0o600, 0), _Door(OPERATOR_SOCKET, Role.OPERATOR, 0o660, _operator_group())):
-            server = Server(node, behind_gate(door.role), has_reflection=door.role is not Role.ADMIN)
+            server = Server(node, behind_gate(door.role), experiments, has_reflection=door.role is not Role.ADMIN)
             server.grpc.add_insecure_port(f"unix:/proc/self/fd/{inner}/{door.role.label}")
             servers.append(server)
             gates.append(
@@ -151,13 +158,25 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
             )
         addresses = [f"unix://{run_dir / ADMIN_SOCKET}", f"unix://{run_dir / OPERATOR_SOCKET}"]
         if listen:
-            servers.append(Server(node, by_certificate, has_reflection=True))
+            servers.append(Server(node, by_certificate, experiments, has_reflection=True))
             addresses += _bind_tcp(servers[-1], listen, tls)
         for server in servers:
             await server.grpc.start()
         for gate in gates:  # last: whoever connects is served
             gate.open()
+        stack.push_async_callback(experiments.aclose)
+        experiments.open()
         yield tuple(addresses)
+
+
+def experiments_of(node: Node, run_dir: Path, tls: Tls | None = None) -> Experiments:
+    """The node's experiments, which call it and other nodes as anybody does."""
+    own = connector(
+        admin=f"unix://{run_dir / ADMIN_SOCKET}",
+        operator=f"unix://{run_dir / OPERATOR_SOCKET}",
+        tls=None if tls is None else (tls.client_ca, tls.cert, tls.key),
+    )
+    return Experiments(node.state_dir / "experiments", own, node.publish)
 
 
 @dataclass(frozen=True, slots=True)

@@ -581,6 +581,7 @@ class ContainerSpec(_message.Message):
     AUTO_REMOVE_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
     QEMU_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`; made up if empty."""
     kind: Global___ContainerKind.ValueType
@@ -591,6 +592,10 @@ class ContainerSpec(_message.Message):
     """Address of the default gateway."""
     auto_remove: _builtins.bool
     """Whether it is removed when it stopped for good."""
+    hosts: _builtins.str
+    """Lines of its hosts file after those of the loopback, tabs between address and names. With it the node writes none of its own about the
+    container and the members of its LANs, and the file stays as it is.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
@@ -634,10 +639,11 @@ class ContainerSpec(_message.Message):
         auto_remove: _builtins.bool = ...,
         process: Global___ProcessSpec | None = ...,
         qemu: Global___QemuSpec | None = ...,
+        hosts: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "gateway", b"gateway", "hostname", b"hostname", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "gateway", b"gateway", "hostname", b"hostname", "hosts", b"hosts", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,7 @@ from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.service.admission import Admission
 from nestbed.service.authorize import Caller, Role
-from nestbed.service.server import ADMIN_SOCKET, OPERATOR_SOCKET, Server, serving
+from nestbed.service.server import ADMIN_SOCKET, OPERATOR_SOCKET, Server, experiments_of, serving
 from nestbed.testing.fake import FakeKernel, FakeRuntime
 from nestbed.testing.fake_plane import FakePlane
 from nestbed.v1 import container_pb2 as api
@@ -35,7 +35,8 @@ class Site:
     @contextlib.asynccontextmanager
     async def bare(self, *, role: Role = Role.ADMIN, admission: Admission | None = None) -> AsyncIterator[aio.Channel]:
         """A server without a gate, whose every caller has ``role``, and a channel to it."""
-        server = Server(self.node, lambda connection: Caller(role, "somebody"), has_reflection=True, admission=admission)
+        experiments = experiments_of(self.node, self.folder)
+        server = Server(self.node, lambda connection: Caller(role, "somebody"), experiments, has_reflection=True, admission=admission)
         target = f"unix:{self.folder / 'bare.sock'}"
         server.grpc.add_insecure_port(target)
         await server.grpc.start()

@@ -18,17 +18,17 @@ from nestbed.model import Kind
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.service.authorize import Caller, Role
-from nestbed.service.server import Server
+from nestbed.service.server import Server, experiments_of
 from nestbed.testing.fake import FakeKernel, FakeRuntime
 from nestbed.testing.fake_plane import FakePlane
-from nestbed.v1 import container_pb2, lan_pb2, node_pb2
+from nestbed.v1 import container_pb2, experiment_pb2, lan_pb2, node_pb2
 
 CALL_SECONDS = 0.05
 """Streams and waits that go on are cut off."""
 
 METHODS: list[MethodDescriptor] = [
     method
-    for file in (container_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+    for file in (container_pb2.DESCRIPTOR, experiment_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 ]
@@ -148,7 +148,7 @@ async def _play(folder: Path, wanted: list[tuple[MethodDescriptor, list[bytes]]]
             node_id=claim.node_id,
         )
         await node.open()
-        server = Server(node, lambda connection: Caller(Role.ADMIN, "fuzzer"), has_reflection=False)
+        server = Server(node, lambda connection: Caller(Role.ADMIN, "fuzzer"), experiments_of(node, folder), has_reflection=False)
         target = f"unix:{folder / 'sock'}"
         server.grpc.add_insecure_port(target)
         await server.grpc.start()

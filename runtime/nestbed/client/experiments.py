@@ -1,0 +1,60 @@
+"""The part of the client that is about experiments."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from grpc import aio
+
+from nestbed.v1 import experiment_pb2 as api
+from nestbed.v1.experiment_pb2_grpc import ExperimentServiceStub
+
+Response = TypeVar("Response")
+
+
+class ExperimentCalls:
+    """Files are pairs of name and text. ``Client`` gives the two ways to call."""
+
+    _experiments: ExperimentServiceStub
+
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: object, *, seconds: float | None = -1.0) -> Response:
+        raise NotImplementedError
+
+    def _stream(self, call: aio.UnaryStreamCall[Any, Response]) -> AsyncGenerator[Response, None]:
+        raise NotImplementedError
+
+    async def up(
+        self, vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, *, keep: bool = False
+    ) -> AsyncGenerator[api.UpResponse, None]:
+        """Bring an experiment up; steps as they come, the experiment last."""
+        request = api.UpRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None, keep=keep)
+        async for response in self._stream(self._experiments.Up(request)):
+            yield response
+
+    async def down(self, experiment: str, *, force: bool = False) -> AsyncGenerator[api.DownResponse, None]:
+        """Remove an experiment; steps as they come, the experiment last."""
+        async for response in self._stream(self._experiments.Down(api.DownRequest(experiment=experiment, force=force))):
+            yield response
+
+    async def get_experiment(self, experiment: str) -> api.Experiment:
+        """How an experiment is now, with its elements."""
+        return (await self._call(self._experiments.GetExperiment, api.GetExperimentRequest(experiment=experiment))).experiment
+
+    async def list_experiments(self) -> list[api.Experiment]:
+        """All experiments of the node, without their elements."""
+        return list((await self._call(self._experiments.ListExperiments, api.ListExperimentsRequest())).experiments)
+
+    async def diff_experiment(self, vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None) -> list[api.Change]:
+        """What ``up`` would change."""
+        request = api.DiffExperimentRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None)
+        return list((await self._call(self._experiments.DiffExperiment, request)).changes)
+
+    async def wait_experiment(self, experiment: str) -> api.Experiment:
+        """The experiment, when nothing is under way with it. Waits without limit."""
+        request = api.WaitExperimentRequest(experiment=experiment)
+        return (await self._call(self._experiments.WaitExperiment, request, seconds=None)).experiment
+
+
+def _file(file: tuple[str, str]) -> api.TopologyFile:
+    return api.TopologyFile(name=file[0], text=file[1])

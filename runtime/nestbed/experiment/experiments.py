@@ -1,0 +1,268 @@
+"""The experiments of one node: what the service calls. Work goes on whether or not its caller stays, and when the daemon comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from nestbed.errors import Busy, NestbedError, NotFound, shown
+from nestbed.experiment import plan as planning
+from nestbed.experiment import present, requests
+from nestbed.experiment.fleet import Connect, Fleet, addresses, check_may, compare
+from nestbed.experiment.plan import Plan
+from nestbed.experiment.progress import Progress
+from nestbed.experiment.records import ExperimentRecord, File, Phase, Store
+from nestbed.experiment.requests import Digests
+from nestbed.experiment.work import Rise, fall
+from nestbed.log import fields
+from nestbed.v1 import experiment_pb2
+
+_logger = logging.getLogger(__name__)
+
+
+class Publish(Protocol):
+    """Tells those who watch the node's events."""
+
+    def __call__(self, kind: str, object_id: str, name: str, /, **attributes: object) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Run:
+    progress: Progress
+    task: asyncio.Task[None]
+
+
+class Experiments:
+    """All experiments that this node was asked to bring up. For one event loop; ``open`` before use."""
+
+    def __init__(self, folder: Path, connect: Connect, publish: Publish) -> None:
+        self._store = Store(folder)
+        self._connect = connect
+        self._publish = publish
+        self._records: dict[str, ExperimentRecord] = {}
+        self._plans: dict[str, tuple[Plan, Digests]] = {}
+        self._runs: dict[str, _Run] = {}
+
+    def open(self) -> None:
+        """Read the records, and go on with what was under way. The node answers already."""
+        for record in self._store.records():
+            if isinstance(record, NestbedError):
+                _logger.error("experiment's record cannot be read", extra=fields(reason=record.reason, cause=record.message))
+                continue
+            self._records[record.name] = record
+            if record.phase is Phase.RISING:
+                self._launch(record, self._rise)
+            elif record.phase is Phase.FALLING:
+                self._launch(record, self._fall)
+
+    async def aclose(self) -> None:
+        """Leave off; the next daemon goes on. Idempotent."""
+        for run in self._runs.values():
+            run.task.cancel()
+        await asyncio.gather(*(run.task for run in self._runs.values()), return_exceptions=True)
+
+    # ------------------------------------------------------------ what callers ask for
+
+    async def up(self, vtopo: File, ptopo: File | None, *, keep: bool, admin: bool) -> Progress:
+        """Begin to bring an experiment up, or to what the files say now. One that was there before is kept whatever fails.
+
+        Raises:
+            InvalidArgument: a mistake in a file. Busy: the experiment is on its way up or down.
+            PermissionDenied, Unsupported, HostLacks, Unavailable: it cannot be; nothing was begun.
+        """
+        record = ExperimentRecord("", vtopo, ptopo, Phase.RISING, secrets.token_hex(8), admin=admin, keep=keep, started_at=time.time())
+        plan, digests = await _plan(record)
+        record = dataclasses.replace(record, name=plan.name)
+        check_may(plan, admin=admin)
+        self._check_idle(plan.name)
+        before = self._records.get(plan.name)
+        if before is not None:
+            earlier = (before.vtopo, *([before.ptopo] if before.ptopo else []))
+            record = dataclasses.replace(record, earlier=earlier, keep=True)
+        async with Fleet(addresses(plan), self._connect, admin=admin) as fleet:
+            await fleet.check(plan)
+        self._check_idle(plan.name)
+        self._plans[plan.name] = plan, digests
+        self._keep_record(record)
+        self._store.write_copies(record, plan.text())
+        return self._launch(record, self._rise)
+
+    async def down(self, name: str, *, force: bool, admin: bool) -> Progress:
+        """Begin to remove an experiment. One on its way up is stopped first.
+
+        Raises:
+            NotFound: there is none. Busy: it is on its way down.
+        """
+        record = self._find(name)
+        run = self._runs.get(name)
+        if run is not None and record.phase is Phase.RISING:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+        self._check_idle(name)
+        check_may((await self._planned(record))[0], admin=admin)
+        record = dataclasses.replace(record, phase=Phase.FALLING, admin=record.admin and admin, force=force)
+        self._keep_record(record)
+        return self._launch(record, self._fall)
+
+    async def get(self, name: str) -> experiment_pb2.Experiment:
+        """How an experiment is now.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+            return present.whole(record, plan, await fleet.holdings(name))
+
+    async def all(self) -> list[experiment_pb2.Experiment]:
+        """All of them, by name, without their elements."""
+        return [await self._summary(self._records[name]) for name in sorted(self._records)]
+
+    async def diff(self, vtopo: File, ptopo: File | None, *, admin: bool) -> list[experiment_pb2.Change]:
+        """What ``up`` would change.
+
+        Raises:
+            as :meth:`up`.
+        """
+        plan, digests = await _plan(ExperimentRecord("", vtopo, ptopo, Phase.RISING, ""))
+        check_may(plan, admin=admin)
+        async with Fleet(addresses(plan), self._connect, admin=admin) as fleet:
+            holdings = await fleet.holdings(plan.name)
+        for error in holdings.unreachable.values():
+            raise error
+        return compare(plan, digests, holdings)
+
+    async def wait(self, name: str) -> experiment_pb2.Experiment:
+        """The experiment without its elements, when nothing is under way with it.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self._find(name)
+        while (run := self._runs.get(name)) is not None:
+            await asyncio.wait([run.task])
+            if name not in self._records:
+                return run.progress.outcome
+        return await self._summary(self._records.get(name, record))
+
+    # ------------------------------------------------------------ work
+
+    def _launch(self, record: ExperimentRecord, work: Callable[[ExperimentRecord, Progress], Coroutine[Any, Any, None]]) -> Progress:
+        progress = Progress()
+
+        async def run() -> None:
+            try:
+                await work(record, progress)
+            except NestbedError as error:
+                self._finish(record, progress, [error.message])
+            finally:
+                self._runs.pop(record.name, None)
+                progress.end()
+
+        task = asyncio.create_task(run(), name=f"experiment {record.name}")
+        task.add_done_callback(_report)
+        self._runs[record.name] = _Run(progress, task)
+        return progress
+
+    async def _rise(self, record: ExperimentRecord, progress: Progress) -> None:
+        plan, digests = await self._planned(record)
+        earlier = None
+        if record.earlier:
+            texts = [(file.text, file.name) for file in record.earlier]
+            with contextlib.suppress(NestbedError):  # they were understood by another version
+                earlier = await asyncio.to_thread(planning.make, texts[0], texts[1] if len(texts) > 1 else None)
+        began = time.monotonic()
+        async with Fleet(addresses(plan, earlier), self._connect, admin=record.admin) as fleet:
+            rise = Rise(plan, digests, fleet, progress, run_id=record.run_id, keep=record.keep)
+            try:
+                await rise.run()
+            except NestbedError as error:
+                rise.problems.append(error.message)
+        if rise.problems and not record.keep:
+            falling = dataclasses.replace(record, phase=Phase.FALLING, problems=tuple(rise.problems))
+            self._keep_record(falling)
+            await self._fall(falling, progress)
+            return
+        record = dataclasses.replace(record, seconds=time.monotonic() - began, failed=tuple(rise.failed.items()))
+        self._finish(record, progress, rise.problems)
+
+    async def _fall(self, record: ExperimentRecord, progress: Progress) -> None:
+        plan, _ = await self._planned(record)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+            problems = await fall(record.name, fleet, progress, force=record.force)
+        if problems:
+            self._finish(record, progress, [*record.problems, *problems])
+            return
+        self._store.remove(record.name)
+        self._records.pop(record.name, None)
+        self._plans.pop(record.name, None)
+        progress.outcome = present.summary(record, plan)
+        progress.outcome.state = experiment_pb2.EXPERIMENT_STATE_DOWN
+        self._publish("experiment.down", record.name, record.name)
+
+    def _finish(self, record: ExperimentRecord, progress: Progress, problems: Sequence[str]) -> None:
+        phase = Phase.FAILED if problems else Phase.UP
+        record = dataclasses.replace(record, phase=phase, problems=tuple(problems), earlier=())
+        self._keep_record(record)
+        progress.outcome = present.summary(record, self._plans[record.name][0])
+        self._publish(f"experiment.{phase.value}", record.name, record.name, problems=len(problems))
+        _logger.info("experiment settled", extra=fields(experiment=record.name, phase=phase.value, problems=len(problems)))
+
+    # ------------------------------------------------------------ what is known
+
+    def _find(self, name: str) -> ExperimentRecord:
+        record = self._records.get(name)
+        if record is None:
+            raise NotFound(
+                f"there is no experiment {shown(name)}",
+                reason="EXPERIMENT_NOT_FOUND",
+                remedy="see `nbctl status` for those there are",
+                experiment=shown(name),
+            )
+        return record
+
+    def _check_idle(self, name: str) -> None:
+        if name in self._runs:
+            phase = self._records[name].phase
+            raise Busy(
+                f"experiment {name} is {phase.value}",
+                reason="EXPERIMENT_BUSY",
+                remedy=f"wait for it: nbctl wait --ready {name}",
+                experiment=name,
+                phase=phase.value,
+            )
+
+    def _keep_record(self, record: ExperimentRecord) -> None:
+        self._store.write(record)
+        self._records[record.name] = record
+
+    async def _planned(self, record: ExperimentRecord) -> tuple[Plan, Digests]:
+        if record.name not in self._plans:
+            self._plans[record.name] = await _plan(record)
+        return self._plans[record.name]
+
+    async def _summary(self, record: ExperimentRecord) -> experiment_pb2.Experiment:
+        return present.summary(record, (await self._planned(record))[0])
+
+
+async def _plan(record: ExperimentRecord) -> tuple[Plan, Digests]:
+    """In a thread: large ones take a second or two, and the node goes on meanwhile."""
+
+    def make() -> tuple[Plan, Digests]:
+        made = planning.make(*record.files())
+        return made, requests.digests(made)
+
+    return await asyncio.to_thread(make)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _logger.error("experiment's work met a defect", exc_info=task.exception())
