@@ -159,7 +159,7 @@ async def test_an_experiment_is_brought_up_once_at_a_time(admin: Client) -> None
 @pytest.mark.parametrize(
     ("text", "ptopo", "error", "message"),
     [
-        (STREET.replace("nics: [right]", "nics: [rigth]"), "", InvalidArgument, "v.yaml:4:19: element server is on LAN rigth"),
+        (STREET.replace("nics: [right]", "nics: [rihgt]"), "", InvalidArgument, "v.yaml:4:19: element server is on LAN rihgt"),
         (STREET.replace("server: {", "server: {kind: qemu, "), "", Unsupported, "element server is of kind qemu"),
         (STREET.replace("server: {", "server: {kind: machine, "), "", Unsupported, "element server is of kind machine"),
         (STREET, "nodes: {a: {}, b: {}}\nplacement: {strategy: balanced}", InvalidArgument, "the nodes a and b of the ptopo are the same"),
