@@ -128,7 +128,7 @@ async def _version(context: Context, _: Namespace) -> int:
     versions: dict[str, Any] = {"client": __version__}
     failure: NestbedError | None = None
     try:
-        versions["node"] = (await context.client.info()).version
+        versions["node"] = (await context.client.info(with_abilities=False)).version
     except NestbedError as error:
         failure = error
     if context.output in {"json", "yaml"}:

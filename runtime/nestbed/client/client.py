@@ -307,9 +307,9 @@ class Client(ExperimentCalls):
 
     # ------------------------------------------------------------ node
 
-    async def info(self) -> node_pb2.NodeInfo:
-        """What the node is and what its kernel can do."""
-        return (await self._call(self._node.GetInfo, node_pb2.GetInfoRequest())).info
+    async def info(self, *, with_abilities: bool = True) -> node_pb2.NodeInfo:
+        """What the node is and what its kernel can do; some of the latter takes seconds to find out."""
+        return (await self._call(self._node.GetInfo, node_pb2.GetInfoRequest(no_abilities=not with_abilities))).info
 
     async def events(
         self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False

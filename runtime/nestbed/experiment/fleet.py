@@ -72,7 +72,7 @@ class Fleet:
             others: a node cannot be reached.
         """
         used = list(dict.fromkeys(element.node for element in plan.elements.values()))
-        infos = dict(zip(used, await asyncio.gather(*(self.clients[name].info() for name in used)), strict=True))
+        infos = dict(zip(used, await asyncio.gather(*(self.clients[name].info(with_abilities=False) for name in used)), strict=True))
         known: dict[str, str] = {}
         for name, info in infos.items():
             other = known.setdefault(info.id, name)

@@ -124,11 +124,11 @@ class Node:
         """Tell those who watch of something that happened to what is not the node's own, such as an experiment."""
         self._parts.events.publish(kind, object_id, name, **attributes)
 
-    async def info(self) -> NodeInfo:
-        """What this node is, and what its machine can and cannot do."""
+    async def info(self, *, with_abilities: bool = True) -> NodeInfo:
+        """What this node is, and what its machine can and cannot do; some of that takes seconds to find out."""
         parts = self._parts
-        abilities = [*parts.plane.abilities()]
-        for runtime in parts.runtimes.values():
+        abilities = [*parts.plane.abilities()] if with_abilities else []
+        for runtime in parts.runtimes.values() if with_abilities else ():
             abilities += await runtime.probe()
         return NodeInfo(
             name=self._name,

@@ -22,7 +22,8 @@ class NodeInformation(NodeServiceServicer):
         self._node = node
 
     async def GetInfo(self, request: api.GetInfoRequest, context: Any) -> api.GetInfoResponse:
-        return api.GetInfoResponse(info=present.node_info(await self._node.info(), role=caller().role.label))
+        info = await self._node.info(with_abilities=not request.no_abilities)
+        return api.GetInfoResponse(info=present.node_info(info, role=caller().role.label))
 
     async def WatchEvents(self, request: api.WatchEventsRequest, context: Any) -> AsyncIterator[api.WatchEventsResponse]:
         source = self._node.watch(after_sequence=request.after_sequence, types=tuple(request.types), history=request.history)

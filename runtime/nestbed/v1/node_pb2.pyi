@@ -145,16 +145,21 @@ Global___NodeInfo: _TypeAlias = NodeInfo  # noqa: Y015
 
 @_typing.final
 class GetInfoRequest(_message.Message):
-    """GetInfoRequest is empty."""
+    """GetInfoRequest says how much to tell."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NO_ABILITIES_FIELD_NUMBER: _builtins.int
+    no_abilities: _builtins.bool
+    """Whether the abilities are left out, some of which take seconds to find out."""
     def __init__(
         self,
+        *,
+        no_abilities: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_abilities", b"no_abilities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
