@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -634,10 +635,21 @@ class Bundle:
         return self.path.name
 
 
+_PLAIN = frozenset([str, int, float, bool, type(None)])
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def to_json(value: Any) -> Any:
     """Plain JSON data of a value of this module: dataclasses as objects, tuples as lists, enums and paths as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return {name: to_json(getattr(value, name)) for name in _field_names(kind)}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, enum.Enum):

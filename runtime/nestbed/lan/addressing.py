@@ -12,6 +12,7 @@ MAC        ``02`` + 5 bytes of sha256(``nestbed-mac:LAN/CONTAINER``), names; the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import ipaddress
@@ -138,6 +139,12 @@ def check_subnet(text: str, version: int) -> str:
 
 def _bad_subnet(text: str, version: int, why: str, remedy: str) -> InvalidArgument:
     return InvalidArgument(f"the subnet {shown(text)} {why}", reason="BAD_SUBNET", remedy=remedy, subnet=shown(text), version=version)
+
+
+@functools.lru_cache(maxsize=4096)
+def interface_of(text: str) -> Interface:
+    """An address in CIDR form, known to be one."""
+    return ipaddress.ip_interface(text)
 
 
 def parse_interface(text: str, network: Network | None = None) -> Interface:

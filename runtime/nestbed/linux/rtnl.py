@@ -9,16 +9,17 @@ Every method raises OSError with the kernel's errno and, where it gives one, its
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import ipaddress
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -47,12 +48,29 @@ _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8913, 0x8933
 _GROUP_FWD_MASK = 0xFFF8
 """All of 01:80:C2:00:00:0X that the kernel lets a bridge forward; it refuses the first three (STP, pause frames, LACP)."""
 
+_ADDRESS_MARKS = {
+    4: {"local": "90.91.92.93", "address": "94.95.96.97", "broadcast": "98.99.100.101"},
+    6: {"address": "5a5b:5c5d:5e5f:6061:6263:6465:6667:6869"},
+}
+"""Addresses to be replaced in a template, by attribute."""
+
+_DELETIONS_ONLY = struct.pack(
+    "=HBBIHBBIHBBIHBBI",
+    *(0x28, 0, 0, 4),  # ldh: nlmsg_type, at offset 4 and taken for big-endian
+    *(0x15, 0, 1, int.from_bytes(RTM_DELLINK.to_bytes(2, sys.byteorder), "big")),  # jeq
+    *(0x06, 0, 0, 0xFFFFFFFF),  # ret: all of it
+    *(0x06, 0, 0, 0),  # ret: nothing
+)
+"""A filter of four instructions (``struct sock_filter``): each device that comes makes some ten messages that nobody needs."""
+_SO_ATTACH_FILTER = 26
+
 _BATCH_MAX = 64
 """Requests sent at once: the socket's receive buffer must hold their answers."""
 
 _RECEIVE_BYTES = 256 * 1024
+_ANSWER_BYTES = 8192
 _NLMSGHDR = struct.Struct("=IHHII")
-_SEQUENCE_OFFSET = 8
+_FLAGS_OFFSET, _SEQUENCE_OFFSET = 6, 8
 _IFINFOMSG = struct.Struct("=BxHiII")
 _STATS64 = struct.Struct("=8Q")
 
@@ -166,16 +184,26 @@ def link_deletion(name: str) -> Request:
 def address(index: int, cidr: str) -> Request:
     """Give the device an address in CIDR form, usable at once (no duplicate address detection)."""
     interface = ipaddress.ip_interface(cidr)
-    message, text = ifaddrmsg(), str(interface.ip)
-    message["index"], message["prefixlen"] = index, interface.network.prefixlen
-    if interface.version == 4:
+    length, packed = interface.network.prefixlen, interface.ip.packed
+    values = {"local": packed, "address": packed} if interface.version == 4 else {"address": packed}
+    if interface.version == 4 and length < 31:
+        values["broadcast"] = interface.network.broadcast_address.packed
+    return _address_template(index, interface.version, length).fill(**values)
+
+
+@lru_cache(maxsize=256)
+def _address_template(index: int, version: int, length: int) -> _Template:
+    message = ifaddrmsg()
+    message["index"], message["prefixlen"] = index, length
+    marks = {name: ipaddress.ip_address(text) for name, text in _ADDRESS_MARKS[version].items() if name != "broadcast" or length < 31}
+    attrs: list[tuple[str, Any]] = [(f"IFA_{name.upper()}", str(mark)) for name, mark in marks.items()]
+    if version == 4:
         message["family"] = socket.AF_INET
-        attrs = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
-        if interface.network.prefixlen < 31:
-            attrs.append(("IFA_BROADCAST", str(interface.network.broadcast_address)))
-        return _request(message, RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, attrs)
-    message["family"] = socket.AF_INET6
-    return _request(message, RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, [("IFA_ADDRESS", text), ("IFA_FLAGS", _IFA_F_NODAD)])
+    else:
+        message["family"] = socket.AF_INET6
+        attrs.append(("IFA_FLAGS", _IFA_F_NODAD))
+    request = _request(message, RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, attrs)
+    return _Template(request, **{name: mark.packed for name, mark in marks.items()})
 
 
 def route(destination: str, via: str, index: int) -> Request:
@@ -206,10 +234,14 @@ class Rtnl:
         sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket = sock
         self._sequence = 0
+        self._ipv6_fd = -1
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self._socket.close()
+        if self._ipv6_fd >= 0:
+            os.close(self._ipv6_fd)
+            self._ipv6_fd = -1
 
     def batch(self, requests: Sequence[Request]) -> None:
         """Carry the requests out in order; the first one the kernel refuses is raised once all have been answered.
@@ -242,7 +274,7 @@ class Rtnl:
 
         The requests ``first`` are carried out before it goes up, in the same exchange; if one is refused, that is raised, and it is up.
         """
-        _disable_ipv6(name)
+        self._disable_ipv6(name)
         self.batch([*first, link_owned_up(name, alias)])
 
     def delete_link(self, name: str) -> None:
@@ -267,21 +299,40 @@ class Rtnl:
         """The counters of every device of the namespace."""
         return [_counters(payload) for payload in self._dump_links(0)]
 
+    def _disable_ipv6(self, name: str) -> None:
+        """Keep the device, one of this process's network namespace, from ever having an IPv6 address or sending an IPv6 packet.
+
+        Call it while the device is down. Does nothing on a kernel without IPv6.
+        """
+        if self._ipv6_fd < 0:
+            if not os.path.exists("/proc/sys/net/ipv6"):
+                return
+            # Held: with it goes the look-up of a name that every network namespace of the machine has.
+            self._ipv6_fd = os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(f"{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._ipv6_fd)
+        try:
+            os.write(fd, b"1")
+        finally:
+            os.close(fd)
+
     def _exchange(self, requests: Sequence[Request]) -> OSError | None:
         data, first = bytearray(), self._sequence + 1
+        begin = 0
         for request in requests:
             self._sequence = (self._sequence + 1) & 0x7FFFFFFF
             begin = len(data)
             data += request if isinstance(request, bytes) else _encoded(request)
             struct.pack_into("=I", data, begin + _SEQUENCE_OFFSET, self._sequence)
+            data[begin + _FLAGS_OFFSET] &= ~_NLM_F_ACK
             data += bytes(-len(data) % 4)
+        # The kernel works through them in order: the answer to the last one comes last, of the others only what was refused.
+        data[begin + _FLAGS_OFFSET] |= _NLM_F_ACK
         self._socket.send(data)
         refused: OSError | None = None
-        awaited = set(range(first, first + len(requests)))
-        while awaited:
-            for kind, flags, sequence, payload in messages(self._socket.recv(_RECEIVE_BYTES)):
-                if kind == _NLMSG_ERROR and sequence in awaited:
-                    awaited.discard(sequence)
+        sequence = 0
+        while sequence != self._sequence:
+            for kind, flags, sequence, payload in messages(self._socket.recv(_ANSWER_BYTES)):
+                if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
                     refused = refused or _refusal(flags, payload)
         return refused
 
@@ -332,6 +383,8 @@ class LinkDeletions:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        program = ctypes.create_string_buffer(_DELETIONS_ONLY, len(_DELETIONS_ONLY))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(program)))
         self._socket.bind((0, 0))
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
 
@@ -354,23 +407,6 @@ class LinkDeletions:
             except OSError:  # ENOBUFS: more news than the buffer holds
                 return None
             names |= {_link(payload).name for kind, _, _, payload in messages(data) if kind == RTM_DELLINK}
-
-
-def _disable_ipv6(name: str) -> None:
-    """Keep the device, one of this process's network namespace, from ever having an IPv6 address or sending an IPv6 packet.
-
-    Call it while the device is down. Does nothing on a kernel without IPv6.
-    """
-    try:
-        fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if Path("/proc/sys/net/ipv6").exists():
-            raise
-        return
-    try:
-        os.write(fd, b"1")
-    finally:
-        os.close(fd)
 
 
 def _encoded(request: Request) -> bytes:

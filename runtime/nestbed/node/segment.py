@@ -17,6 +17,7 @@ from nestbed.lan.addressing import (
     Network,
     check_on_subnet,
     derived_mac,
+    interface_of,
     parse_interface,
 )
 from nestbed.lan.hosts import member_lines
@@ -157,7 +158,7 @@ class Segment:
         """Make it a member; its addresses may be taken already."""
         nic = member.nic
         for address in nic.addresses:
-            interface = ipaddress.ip_interface(address)
+            interface = interface_of(address)
             self._pools[interface.version].take(int(interface.ip))
         self._macs.add(nic.mac)
         self._members[nic.port] = member
@@ -169,7 +170,7 @@ class Segment:
         if member is None:
             return
         for address in member.nic.addresses:
-            self.release_address(ipaddress.ip_interface(address))
+            self.release_address(interface_of(address))
         self._macs.discard(member.nic.mac)
         self._forget_lines(member)
 

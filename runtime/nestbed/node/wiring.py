@@ -112,6 +112,8 @@ def check_routes(gateway: str, routes: Sequence[Route], nics: Sequence[Nic]) -> 
     Raises:
         InvalidArgument: a destination or next hop is none, is given twice, or cannot be reached from the NICs.
     """
+    if not gateway and not routes:
+        return "", ()
     interfaces = [ipaddress.ip_interface(address) for nic in nics for address in nic.addresses]
     checked: dict[str, Route] = {}
     for route in (*([Route("default", gateway)] if gateway else ()), *routes):

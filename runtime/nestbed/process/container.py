@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import resource
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from nestbed.errors import CorruptState, NestbedError, Unavailable, WrongState, translated
 from nestbed.linux.pidfd import open_process
 from nestbed.log import fields
-from nestbed.model import Ability, Bundle, FsMode, Kind, Resources, Spec
+from nestbed.model import Ability, Bundle, FsMode, Kind, ProcessSpec, Resources, Spec
 from nestbed.process import bundle as files
 from nestbed.process import plan, sandbox
 from nestbed.process.abilities import abilities, find_init
@@ -23,7 +24,7 @@ from nestbed.process.audit import audit
 from nestbed.process.handle import ProcessContainer
 from nestbed.process.hierarchies import Tree, detect
 from nestbed.process.keeper_client import KeeperClient, close_all
-from nestbed.process.limits import Cgroups
+from nestbed.process.limits import Cgroups, Membership
 from nestbed.process.lookup import Lookup
 from nestbed.process.masks import Masks
 from nestbed.process.parts import Parts
@@ -36,6 +37,10 @@ _KILL_SECONDS = 10.0
 _RETRY_FIRST_SECONDS, _RETRY_MAX_SECONDS = 0.05, 5.0
 _OPEN_TRIES = 6
 _PLANS_MAX = 256
+_SEEN_MAX = 64
+SECONDS_SEEN = 0.5
+"""For how long what was found out for one container holds for the next one like it."""
+
 _NOFILE_SOFT, _NOFILE_HARD = 1024, 524288
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +52,14 @@ class Planned:
 
     spec: Spec
     launch: Launch
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was found out for a program at a moment of ``time.monotonic``, and that it was there."""
+
+    facts: plan.Facts
+    at: float
 
 
 class ProcessRuntime:
@@ -77,6 +90,7 @@ class ProcessRuntime:
         self._containers: dict[str, ProcessContainer] = {}
         self._plans: dict[str, Planned] = {}
         self._listeners: dict[Kind, StatusListener] = {}
+        self._seen: dict[tuple[ProcessSpec, tuple[str, ...]], Seen] = {}
         self._told_masks: tuple[str, ...] | None = None
         self._entries: dict[str, dict[str, Any]] = {}
         self._reopening: asyncio.Task[None] | None = None
@@ -204,27 +218,39 @@ class ProcessRuntime:
 
     def _plan(self, spec: Spec, *, look_for_program: bool = False) -> Planned:
         spec = replace(spec, resources=self._limited(spec.resources))
-        process = spec.process
         self._parts.cgroups.check(spec.resources)
-        capabilities = sandbox.capability_mask(process.cap_add, process.cap_drop)
         hidden = self._masks.paths(skip_netns=lambda: {container.netns for container in self._containers.values()})
         own = "" if spec.kind is Kind.PROCESS else os.path.realpath(self._bundles_dir / spec.id)
-        with Lookup(process, hidden, own) as lookup:
-            facts = plan.Facts(
-                user=self._user(process.user, lookup.root_fd if process.fs is FsMode.ROOTFS else None),
-                capabilities=capabilities,
-                seccomp=sandbox.publish(self._run_dir, capabilities),
-                membership=self._parts.cgroups.membership(spec.id, spec.resources),
-                mounts=lookup.mounts(),
-                rlimits=_rlimits(),
-                init=find_init() if process.init else "",
-                own=own,
-            )
+        membership = self._parts.cgroups.membership(spec.id, spec.resources)
+        seen = None if own else self._seen.get((spec.process, hidden))
+        if seen is not None and time.monotonic() - seen.at < SECONDS_SEEN:
+            return Planned(spec, plan.launch(spec, replace(seen.facts, membership=membership)))
+        with Lookup(spec.process, hidden, own) as lookup:
+            facts = replace(self._facts(spec.process, lookup, membership), own=own)
             launch = plan.launch(spec, facts)
             lookup.check_directory(launch["cwd"])
             if look_for_program:
                 lookup.check_program(launch["argv"][0], launch["env"], launch["cwd"])
+                self._note_seen(spec.process, hidden, facts)
         return Planned(spec, launch)
+
+    def _facts(self, process: ProcessSpec, lookup: Lookup, membership: Membership) -> plan.Facts:
+        capabilities = sandbox.capability_mask(process.cap_add, process.cap_drop)
+        return plan.Facts(
+            user=self._user(process.user, lookup.root_fd if process.fs is FsMode.ROOTFS else None),
+            capabilities=capabilities,
+            seccomp=sandbox.publish(self._run_dir, capabilities),
+            membership=membership,
+            mounts=lookup.mounts(),
+            rlimits=_rlimits(),
+            init=find_init() if process.init else "",
+        )
+
+    def _note_seen(self, process: ProcessSpec, hidden: tuple[str, ...], facts: plan.Facts) -> None:
+        """The next one alike, if it comes soon, need not be looked for: should something have gone meanwhile, its start will tell."""
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[process, hidden] = Seen(facts, time.monotonic())
 
     def _limited(self, asked: Resources) -> Resources:
         tree = self._tree

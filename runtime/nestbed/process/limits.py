@@ -12,6 +12,7 @@ Ids come from the node and are checked here once more: nothing but hexadecimal d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -27,6 +28,7 @@ from nestbed.process.hierarchies import ID, Directory, Tree, write
 
 PERIOD_US = 100_000
 _QUOTA_MIN_US = 1000
+_CPUS = os.cpu_count() or 1
 _WEIGHT_MIN, _WEIGHT_MAX = 10, 1000
 _NO_LIMIT_V1 = 1 << 62
 
@@ -60,6 +62,7 @@ class Cgroups:
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        self._found: list[tuple[str, str]] | None = None
 
     def check(self, resources: Resources) -> None:
         """Refuse limits this machine cannot set, and impossible ones.
@@ -87,9 +90,11 @@ class Cgroups:
         self.check(resources)
         try:
             with translated(f"making the cgroups of container {container}", container=container):
-                for _, path in self._wanted(container, resources):
-                    path.mkdir(exist_ok=True)
-                self._apply(container, resources)
+                directories = dict(self._wanted(container, resources))
+                for path in directories.values():
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(path)
+                self._apply(directories, resources)
         except BaseException:
             self.remove(container)
             raise
@@ -110,9 +115,9 @@ class Cgroups:
         try:
             with translated(f"changing the limits of container {container}", container=container):
                 self._join_io(container, resources)
-                self._apply(container, resources, changing=True)
+                self._apply(dict(self._wanted(container, resources)), resources, changing=True)
         except BaseException:
-            self._apply(container, before, changing=True)
+            self._apply(dict(self._wanted(container, before)), before, changing=True)
             raise
 
     def remove(self, container: str) -> None:
@@ -295,11 +300,15 @@ class Cgroups:
     def _directories(self, container: str) -> Iterator[tuple[str, Path]]:
         """Every place where the container may have a cgroup, the v2 one first."""
         _checked(container)
-        if self.tree.v2 is not None:
-            yield "unified", self.tree.v2 / self.tree.base / container
-        for name in (*self.tree.needed(), "blkio"):
-            if name in self.tree.v1:
-                yield name, self.tree.v1[name] / self.tree.base / container
+        for name, directory in self._bases():
+            yield name, Path(f"{directory}/{container}")
+
+    def _bases(self) -> list[tuple[str, str]]:
+        if self._found is None:
+            v2 = [] if self.tree.v2 is None else [("unified", self.tree.v2)]
+            v1 = [(name, self.tree.v1[name]) for name in (*self.tree.needed(), "blkio") if name in self.tree.v1]
+            self._found = [(name, f"{path}/{self.tree.base}") for name, path in (*v2, *v1)]
+        return self._found
 
     def _join_io(self, container: str, resources: Resources) -> None:
         """A running container that is given an I/O weight for the first time: its processes move into the hierarchy."""
@@ -316,9 +325,8 @@ class Cgroups:
             except ProcessLookupError:
                 continue
 
-    def _apply(self, container: str, resources: Resources, *, changing: bool = False) -> None:
+    def _apply(self, directories: dict[str, Path], resources: Resources, *, changing: bool = False) -> None:
         """Write the limits; without ``changing`` what is not limited is left as the kernel made it."""
-        directories = dict(self._wanted(container, resources))
         if resources.cpus is not None or changing:
             self._set_cpu(directories, resources.cpus)
         if resources.memory_bytes is not None or changing:
@@ -371,7 +379,7 @@ def _v1_weight(weight: int) -> int:
 
 
 def _check_ranges(resources: Resources) -> None:
-    cpus = os.cpu_count() or 1
+    cpus = _CPUS
     wrong = [
         ("cpus", resources.cpus, resources.cpus is not None and not 0.01 <= resources.cpus <= cpus, f"0.01 to {cpus}"),
         ("memory_bytes", resources.memory_bytes, resources.memory_bytes is not None and resources.memory_bytes < 1 << 20, "at least 1 MiB"),

@@ -25,12 +25,10 @@ SETTLE_SECONDS = 10.0
 
 def routes_of(nic: Nic, routes: Iterable[Route], gateway: str) -> list[tuple[str, str]]:
     """The routes ``(destination, via)`` whose next hop is in a subnet of this NIC."""
-    networks = [ipaddress.ip_interface(cidr).network for cidr in nic.addresses]
-    if not networks:
-        return []
     wanted = [(route.destination, route.via) for route in routes]
     if gateway:
         wanted.append(("default", gateway))
+    networks = [ipaddress.ip_interface(cidr).network for cidr in nic.addresses] if wanted else []
     return [(to, via) for to, via in wanted if any(ipaddress.ip_address(via) in network for network in networks)]
 
 
