@@ -369,7 +369,8 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("hack/bench start needs root: it makes namespaces\nrun it as root")
-    with tempfile.TemporaryDirectory(prefix="nestbed-bench-") as directory:
+    # Beside where a daemon has its state: on the same file system, away from what others make and remove in /tmp.
+    with tempfile.TemporaryDirectory(prefix="nestbed-bench-", dir="/var/lib") as directory:
         base = Path(directory)
         with daemon(base) as (address, pid):
             result = asyncio.run(measure(options, address, pid))

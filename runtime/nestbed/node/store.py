@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nestbed.errors import Busy, CorruptState, from_errno, translated
+from nestbed.linux.attributes import set_top_of_hierarchies
 from nestbed.linux.remove import remove_tree
 from nestbed.model import Bundle, Lan, Spec, from_json, to_json
 
@@ -65,6 +66,10 @@ class Store:
         """Make it ready, and remove what a daemon was writing when it was killed. Called once."""
         with translated(f"opening the directory {self._containers}", path=self._containers):
             self._containers_fd = os.open(self._containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Else ext4 keeps all bundles in one block group, and without a journal passes over every inode freed there in the last minutes,
+        # for each new one.
+        with contextlib.suppress(OSError):
+            set_top_of_hierarchies(self._containers_fd)
         with translated(f"cleaning the directory {self._lans}", path=self._lans):
             for path in self._lans.glob(f"*{_NEW}"):
                 path.unlink()

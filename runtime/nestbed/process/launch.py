@@ -33,6 +33,7 @@ from nestbed.process.protocol import Launch
 from nestbed.process.roots import Covers, write_mounts, write_root
 from nestbed.process.views import protect, write_console, write_dev, write_files, write_kernel, write_sysctls, write_terminal
 
+_ARGV, _ENV = Register(FREE), Register(FREE + 1)
 NOT_WANTED = 125
 """The exit code of a process that never executed: not 0, which would read as success."""
 
@@ -258,28 +259,33 @@ def _wait_for_go(program: Program, go_fd: int) -> None:
 
 def _become(program: Program, launch: Launch) -> None:
     """Credentials and working directory."""
-    uid, gid, groups = launch["uid"], launch["gid"], launch["groups"]
-    program.about = "credentials"
-    program.call("setgroups", len(groups), program.data(struct.pack(f"={len(groups)}I", *groups)))
-    program.call("setresgid", gid, gid, gid)
-    program.call("setresuid", uid, uid, uid)
-    program.about = "capabilities"
-    _set_capabilities(program, launch["caps"] if uid == 0 else 0)
-    program.about = "cwd"
-    program.call("chdir", launch["cwd"], subject=launch["cwd"])
-    path, is_inside = program.data(bytes(_PATH_BYTES)), Label()
-    program.call("getcwd", path, _PATH_BYTES, subject=launch["cwd"])
-    program.load(path, 0xFF, to=ANSWER)
-    program.when(ANSWER, ord("/"), is_inside)
-    program.fail(errno.ENOENT, f"{launch['cwd']} is outside the container's root")
-    program.mark(is_inside)
+    uid, gid, groups, caps, cwd = launch["uid"], launch["gid"], tuple(launch["groups"]), launch["caps"], launch["cwd"]
+    key = ("become", uid, gid, groups, caps, cwd)
+    program.add(program.memory.piece(key, lambda steps: _take_credentials(steps, uid, gid, groups, caps, cwd)))
 
 
-def _set_capabilities(program: Program, mask: int) -> None:
+def _take_credentials(steps: Steps, uid: int, gid: int, groups: Sequence[int], caps: int, cwd: str) -> None:
+    steps.about = "credentials"
+    steps.call("setgroups", len(groups), steps.data(struct.pack(f"={len(groups)}I", *groups)))
+    steps.call("setresgid", gid, gid, gid)
+    steps.call("setresuid", uid, uid, uid)
+    steps.about = "capabilities"
+    _set_capabilities(steps, caps if uid == 0 else 0)
+    steps.about = "cwd"
+    steps.call("chdir", cwd, subject=cwd)
+    path, is_inside = steps.data(bytes(_PATH_BYTES)), Label()
+    steps.call("getcwd", path, _PATH_BYTES, subject=cwd)
+    steps.load(path, 0xFF, to=ANSWER)
+    steps.when(ANSWER, ord("/"), is_inside)
+    steps.fail(errno.ENOENT, f"{cwd} is outside the container's root")
+    steps.mark(is_inside)
+
+
+def _set_capabilities(steps: Steps, mask: int) -> None:
     """capset(2): effective and permitted are ``mask``, inheritable is empty."""
     low, high = mask & 0xFFFFFFFF, mask >> 32
-    header = program.data(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
-    program.call("capset", header, program.data(struct.pack("=6I", low, low, 0, high, high, 0)))
+    header = steps.data(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    steps.call("capset", header, steps.data(struct.pack("=6I", low, low, 0, high, high, 0)))
 
 
 def _execute(program: Program, prepared: Prepared, init_fd: int) -> None:
@@ -294,22 +300,33 @@ def _execute(program: Program, prepared: Prepared, init_fd: int) -> None:
     argv = [os.fsencode(word) for word in launch["argv"]]
     argv_at = _strings(program, [b"init", b"--", *argv] if init_fd >= 0 else argv)
     env_at = _strings(program, [os.fsencode(item) for item in launch["env"]])
-    worst = program.data(struct.pack("=q", errno.ENOENT))
-    for path in candidates(launch["argv"][0], launch["env"]):
+    vectors = program.data(struct.pack("=QQ", argv_at, env_at))
+    program.load(vectors, -1, to=_ARGV)
+    program.load(vectors + 8, -1, to=_ENV)
+    name, paths = launch["argv"][0], candidates(launch["argv"][0], launch["env"])
+    program.add(program.memory.piece(("execute", name, paths, init_fd), lambda steps: _try_paths(steps, name, paths, init_fd)))
+
+
+def _try_paths(steps: Steps, name: str, paths: Sequence[bytes], init_fd: int) -> None:
+    """Execute whichever of the paths can be, as execvp(3) does: what may not be executed is told if there is no other."""
+    steps.about = "execve"
+    worst = steps.data(struct.pack("=q", errno.ENOENT))
+    steps.store(worst, errno.ENOENT)
+    for path in paths:
         elsewhere, next_one = Label(), Label()
         allowed = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
         if init_fd >= 0:
-            program.call("faccessat", AT_FDCWD, path, _X_OK, to=ANSWER, allow=allowed, orelse=elsewhere)
-            program.call("execveat", init_fd, "", argv_at, env_at, AT_EMPTY_PATH, subject=path)
+            steps.call("faccessat", AT_FDCWD, path, _X_OK, to=ANSWER, allow=allowed, orelse=elsewhere)
+            steps.call("execveat", init_fd, "", _ARGV, _ENV, AT_EMPTY_PATH, subject=path)
         else:
-            program.call("execve", path, argv_at, env_at, to=ANSWER, allow=allowed, orelse=elsewhere, subject=path)
-        program.mark(elsewhere)
-        program.when(ANSWER, -errno.ENOENT, next_one)
-        program.when(ANSWER, -errno.ENOTDIR, next_one)
-        program.store(worst, errno.EACCES)
-        program.mark(next_one)
-    program.load(worst, 0xFFFFFFFF, to=ANSWER)
-    program.fail(ANSWER, launch["argv"][0])
+            steps.call("execve", path, _ARGV, _ENV, to=ANSWER, allow=allowed, orelse=elsewhere, subject=path)
+        steps.mark(elsewhere)
+        steps.when(ANSWER, -errno.ENOENT, next_one)
+        steps.when(ANSWER, -errno.ENOTDIR, next_one)
+        steps.store(worst, errno.EACCES)
+        steps.mark(next_one)
+    steps.load(worst, 0xFFFFFFFF, to=ANSWER)
+    steps.fail(ANSWER, name)
 
 
 def _strings(program: Program, words: Sequence[bytes]) -> int:
