@@ -231,7 +231,8 @@ class ProcessRuntime:
             lookup.check_directory(launch["cwd"])
             if look_for_program:
                 lookup.check_program(launch["argv"][0], launch["env"], launch["cwd"])
-                self._note_seen(spec.process, hidden, facts)
+                if not own:
+                    self._note_seen(spec.process, hidden, facts)
         return Planned(spec, launch)
 
     def _facts(self, process: ProcessSpec, lookup: Lookup, membership: Membership) -> plan.Facts:
