@@ -349,12 +349,11 @@ class Legs:
         return index
 
     def _remove(self, leg: _Leg) -> None:
-        self._programs.drop_door(leg.port.index, leg.side)
+        self._programs.close_leg(leg.port.index, leg.side)
         for index in filter(None, (leg.a, leg.b)):
             self._programs.drop_stage(index)
         if leg.a:
             self.remove_device(names(leg.port.name, leg.side)[0])
-        self._programs.drop_counts(leg.port.index, leg.side)
 
     def _exists(self, name: str) -> bool:
         try:

@@ -86,9 +86,12 @@ class MemberPorts:
             except OSError as error:
                 _logger.warning("port not counted", extra=fields(port=nic.port, cause=str(error)))
         try:
+            for side, wanted in zip(_SIDES, self._wanted.get(nic.port, _NOTHING), strict=True):
+                if not impair.does_something(wanted):
+                    self._programs.close_leg(index, side)  # it may have been taken off while the last daemon died
             self._impair_new(nic, port, keep_counts=True)
-        except NestbedError as error:
-            _logger.exception("impairment not taken up", extra=fields(port=nic.port, reason=error.reason, cause=error.message))
+        except (OSError, NestbedError) as error:
+            _logger.exception("impairment not taken up", extra=fields(port=nic.port, cause=str(error)))
 
     def gone(self, port: str) -> None:
         """See ``PortHook.port_gone``."""

@@ -196,11 +196,15 @@ class PortPrograms:
         """Forget what the leg did. Idempotent."""
         self._counts.delete(_PORT_KEY.pack(port_index, side))
 
+    def close_leg(self, port_index: int, side: Side) -> None:
+        """Let the port's frames pass, and forget what its leg did. Idempotent."""
+        self.drop_door(port_index, side)
+        self.drop_counts(port_index, side)
+
     def forget_port(self, port_index: int) -> None:
         """The port is gone: forget everything of it. Idempotent."""
         for side in Side:
-            self.drop_door(port_index, side)
-            self.drop_counts(port_index, side)
+            self.close_leg(port_index, side)
             self._traffic.delete(_PORT_KEY.pack(port_index, side))
 
     def keep_only(self, port_indexes: Iterable[int], device_indexes: Iterable[int]) -> None:
