@@ -108,7 +108,7 @@ class Generator:
             if name in message.DESCRIPTOR.fields_by_name:
                 setattr(message, name, self.random.choice(known))
         start = message.DESCRIPTOR.fields_by_name.get("start")
-        if start is not None:
+        if start is not None and start.message_type is not None:
             self._name(message.start)
 
     def _sensible(self) -> api.ContainerSpec:

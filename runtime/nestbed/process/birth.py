@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestbed.linux.namespace import (
     CLONE_NEWCGROUP,
@@ -45,6 +45,10 @@ class Refusal(Exception):
         self.step = step
         self.number = number
         self.text = text
+
+
+Completion = Callable[["Refusal | None", dict[str, Any], list[int]], None]
+"""Hears the end of a start: why it failed, or what is to be told and the descriptors that go with it."""
 
 
 class Join:

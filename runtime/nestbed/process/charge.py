@@ -10,32 +10,29 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nestbed.linux.path import contents
 from nestbed.linux.pidfd import exit_information, open_process, zombie_status
 from nestbed.process import holder
-from nestbed.process.birth import Birth, Join, Refusal
+from nestbed.process.birth import Birth, Completion, Join, Refusal
+from nestbed.process.executions import Executions
 from nestbed.process.inflight import Piece
 from nestbed.process.output import Journal, Outlet, Sink
 from nestbed.process.places import BUNDLES
-from nestbed.process.protocol import Launch, last_status
+from nestbed.process.protocol import Launch
+from nestbed.process.record import Record, exit_record, start_failed
 
 if TYPE_CHECKING:
     from nestbed.process.keeper import Keeper
 
 Answer = tuple[dict[str, Any], list[int]]
-Completion = Callable[["Refusal | None", dict[str, Any], list[int]], None]
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 60.0
 BACKOFF_RESET_SECONDS = 10.0
 """A run of at least this long makes the next restart quick again."""
-
-_STATUS_BYTES_MAX = 1 << 14
-"""How long ``status.json`` may grow before it begins anew."""
 
 _EXIT_TRIES, _EXIT_TRY_SECONDS = 50, 0.02
 """How long the kernel may take to tell how the child of a dead keeper ended."""
@@ -52,15 +49,9 @@ class Charge:
         self.id = id
         self._keeper = keeper
         self._bundle = f"{BUNDLES}/{id}"
-        self._state = "created"
-        self._pid = 0
-        self._start_time = 0
-        self._started_at = 0.0
-        self._exit: dict[str, Any] | None = None
-        self._restarts = 0
+        self._record = Record(f"{self._bundle}/status.json", keeper.loop.later)
+        self._record.sources = lambda: tuple(self._outlet.sources) if self._outlet else ()
         self._failures = 0
-        self._is_unsaved = False
-        self._stop_asked = False
         self._stands_for = 0
         """The signal for which SIGKILL was sent in this run, if any."""
         self._policy = ("no", 0)
@@ -70,13 +61,11 @@ class Charge:
         self._stdin_fd = -1
         self._terminal_fd = -1
         self._outlet: Outlet | None = None
-        self._bytes_lost = 0
         self._told_lost = 0
         self._waiting_sinks: list[Sink] = []
-        self._execs: dict[str, int] = {}
+        self._executions = Executions(keeper, id)
         self._starting = False
         self._birth: Birth | None = None
-        self._holder: dict[str, Any] | None = None
         self._holder_pidfd = -1
         self._memory_file = ""
         self._oom_kills = 0
@@ -85,34 +74,7 @@ class Charge:
 
     def status(self) -> dict[str, Any]:
         """As in ``status.json``."""
-        pipes = [os.fstat(fd).st_ino for fd in self._outlet.sources] if self._outlet else []
-        return {
-            "state": self._state,
-            "pid": self._pid,
-            "start_time": self._start_time,
-            "started_at": self._started_at,
-            "exit": self._exit,
-            "restarts": self._restarts,
-            "log_bytes_lost": self._bytes_lost,
-            "stop_asked": self._stop_asked,
-            "pipes": pipes,
-            "holder": self._holder,
-        }
-
-    def _save(self, **changes: Any) -> None:
-        """Add to ``status.json``, with ``changes`` to what :meth:`status` says; on a full disk it is tried again until it succeeds."""
-        try:
-            _append(f"{self._bundle}/status.json", json.dumps({**self.status(), **changes}).encode())
-        except FileNotFoundError:  # it is being removed
-            return
-        except OSError:
-            if not self._is_unsaved:
-                self._is_unsaved = True
-                self._keeper.loop.later(1.0, self._save_again)
-
-    def _save_again(self) -> None:
-        self._is_unsaved = False
-        self._save()
+        return self._record.status()
 
     def _event(self, name: str, fds: list[int] | None = None) -> None:
         self._keeper.send({"event": name, "id": self.id, "status": self.status()}, fds)
@@ -123,7 +85,7 @@ class Charge:
         """Make the network namespace, or give the one there is; and let the program's process set itself up meanwhile."""
         if self._netns_fd < 0:
             self._netns_fd = self._keeper.netns.take()
-        if self._birth is None and self._state in ("created", "stopped"):
+        if self._birth is None and self._record.state in ("created", "stopped"):
             self._keeper.loop.later(0, self._bear)  # once this is answered: nestbedd has enough to do meanwhile
         return {}, [os.dup(self._netns_fd), self._keeper.netns.netlink(self._netns_fd)]
 
@@ -142,11 +104,11 @@ class Charge:
 
     def start(self, complete: Completion) -> None:
         """Clone and execute; ``complete`` is called when the program runs, or with why it does not."""
-        if self._starting or self._state == "running":
+        if self._starting or self._record.state == "running":
             raise Refusal("keeper", errno.EALREADY, "it runs already")
-        self._stop_asked = False
+        self._record.stop_asked = False
         self._failures = 0
-        self._restarts = 0
+        self._record.restarts = 0
         self._launch(complete)
 
     def _read_launch(self) -> Launch:
@@ -172,40 +134,40 @@ class Charge:
         self._note_memory(launch)
         self._stands_for = 0
         self._starting = True
-        self._started_at = time.time()
+        self._record.started_at = time.time()
         self._save_before(birth)
         birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
 
     def _save_before(self, birth: Birth) -> None:
         """Record the run before the program executes: should this keeper die next, another one finds it by this."""
         pipes = [os.fstat(fd).st_ino for fd in (birth.out_fd, birth.err_fd) if fd >= 0]
-        self._save(state="running", pid=birth.pid, start_time=birth.start_time, exit=None, pipes=pipes)
+        self._record.save(state="running", pid=birth.pid, start_time=birth.start_time, exit=None, pipes=pipes)
 
     def _launched(self, launch: Launch, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
         """The child has executed the program or told what went wrong."""
         self._starting = False
         if refusal is not None:
             birth.bury()
-            self._exit = _start_failed(refusal)
-            self._save()
+            self._record.exit = start_failed(refusal.step, refusal.text)
+            self._record.save()
             complete(refusal, {}, [])
             return
-        self._pid, self._pidfd, self._start_time = birth.pid, birth.pidfd, birth.start_time
-        self._state, self._exit, self._ours = "running", None, True
+        self._record.pid, self._pidfd, self._record.start_time = birth.pid, birth.pidfd, birth.start_time
+        self._record.state, self._record.exit, self._ours = "running", None, True
         self._stdin_fd, self._terminal_fd = birth.stdin_fd, birth.terminal_fd
         if max(self._stdin_fd, self._terminal_fd) >= 0:
-            self._holder, self._holder_pidfd = holder.hold(self._keeper.memory, max(self._stdin_fd, self._terminal_fd), birth.pidfd)
+            self._record.holder, self._holder_pidfd = holder.hold(self._keeper.memory, max(self._stdin_fd, self._terminal_fd), birth.pidfd)
         streams = [birth.out_fd, birth.err_fd] if birth.terminal_fd < 0 else [os.dup(birth.terminal_fd)]
         given = [os.dup(fd) for fd in (birth.pidfd, *streams)]
         self._connect_output(launch, {fd: stream for stream, fd in enumerate(streams, 1)})
-        if self._holder is not None:
-            self._save()
+        if self._record.holder is not None:
+            self._record.save()
         self._keeper.loop.watch(birth.pidfd, self._ended)
-        complete(None, {"pid": birth.pid, "start_time": self._start_time, "status": self.status()}, given)
+        complete(None, {"pid": birth.pid, "start_time": self._record.start_time, "status": self.status()}, given)
 
     def _connect_output(self, launch: Launch, sources: dict[int, int]) -> None:
         self._outlet = self._make_outlet(launch)
-        self._outlet.journal.bytes_lost = self._bytes_lost
+        self._outlet.journal.bytes_lost = self._record.bytes_lost
         for sink in self._waiting_sinks:
             self._outlet.add_sink(sink)
         self._waiting_sinks = []
@@ -228,14 +190,14 @@ class Charge:
 
     def _note_lost(self, total: int) -> None:
         """Output could not be logged; tell of it once a second at most."""
-        if self._bytes_lost == self._told_lost:
+        if self._record.bytes_lost == self._told_lost:
             self._keeper.loop.later(1.0, self._tell_lost)
-        self._bytes_lost = total
+        self._record.bytes_lost = total
 
     def _tell_lost(self) -> None:
-        self._told_lost = self._bytes_lost
-        self._keeper.send({"event": "log_lost", "id": self.id, "bytes": self._bytes_lost})
-        self._save()
+        self._told_lost = self._record.bytes_lost
+        self._keeper.send({"event": "log_lost", "id": self.id, "bytes": self._record.bytes_lost})
+        self._record.save()
 
     # ---- end
 
@@ -264,7 +226,7 @@ class Charge:
             return
         if status == signal.SIGKILL and self._stands_for:
             status = self._stands_for
-        self._exit = _exit_record(status, oom=self._count_oom_kills() > self._oom_kills)
+        self._record.exit = exit_record(status, oom=self._count_oom_kills() > self._oom_kills)
         os.close(self._pidfd)
         self._pidfd = -1
         if self._outlet is not None:
@@ -273,52 +235,52 @@ class Charge:
         _close([fd for fd in (self._stdin_fd, self._terminal_fd) if fd >= 0])
         self._stdin_fd = self._terminal_fd = -1
         self._dismiss_holder()
-        self._pid = self._start_time = 0
+        self._record.pid = self._record.start_time = 0
         self._settle()
 
     def _wait_status(self) -> int | None:
         """How it ended as waitpid(2) tells it; None if that is not known (yet)."""
         if not self._ours:
             told = exit_information(self._pidfd)
-            return zombie_status(self._pid) if told is None else told
+            return zombie_status(self._record.pid) if told is None else told
         found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         assert found is not None
         return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
 
     def _settle(self) -> None:
         """After an end: restart or stop for good."""
-        if time.time() - self._started_at >= BACKOFF_RESET_SECONDS:
+        if time.time() - self._record.started_at >= BACKOFF_RESET_SECONDS:
             self._failures = 0
         if self._wants_restart():
-            self._state = "restarting"
+            self._record.state = "restarting"
             delay = min(BACKOFF_FIRST_SECONDS * 2**self._failures, BACKOFF_MAX_SECONDS)
             self._failures += 1
-            self._save()
+            self._record.save()
             self._event("exited")
             self._keeper.loop.later(delay, self._restart)
         else:
             self._stop_for_good()
 
     def _stop_for_good(self) -> None:
-        self._state = "stopped"
+        self._record.state = "stopped"
         if self._netns_fd >= 0:
             os.close(self._netns_fd)
             self._netns_fd = -1
-        self._save()
+        self._record.save()
         self._event("exited")
 
     def _wants_restart(self) -> bool:
         mode, most = self._policy
-        if self._stop_asked or mode == "no" or self._exit is None:
+        if self._record.stop_asked or mode == "no" or self._record.exit is None:
             return False
         if mode == "always":
             return True
-        return self._exit["code"] != 0 and (most == 0 or self._restarts < most)
+        return self._record.exit["code"] != 0 and (most == 0 or self._record.restarts < most)
 
     def _restart(self) -> None:
-        if self._state != "restarting" or self._starting or self._stop_asked:
+        if self._record.state != "restarting" or self._starting or self._record.stop_asked:
             return
-        self._restarts += 1
+        self._record.restarts += 1
 
         def complete(refusal: Refusal | None, _: dict[str, Any], fds: list[int]) -> None:
             if refusal is None:
@@ -330,7 +292,7 @@ class Charge:
         try:
             self._launch(complete)
         except Refusal as refusal:
-            self._exit = _start_failed(refusal)
+            self._record.exit = start_failed(refusal.step, refusal.text)
             self._settle()
 
     def set_policy(self, mode: str, max_retries: int) -> Answer:
@@ -342,12 +304,12 @@ class Charge:
 
     def stop(self, grace: float) -> Answer:
         """Ask it to end, and end it after ``grace`` seconds; at once without any."""
-        self._stop_asked = True
-        if self._state == "restarting" and not self._starting:
+        self._record.stop_asked = True
+        if self._record.state == "restarting" and not self._starting:
             self._stop_for_good()
-        elif self._state == "running":
-            self._save()
-            run = self._start_time
+        elif self._record.state == "running":
+            self._record.save()
+            run = self._record.start_time
             if grace > 0:
                 self._send_signal(signal.SIGTERM)
                 self._keeper.loop.later(grace, lambda: self._kill_run(run))
@@ -356,12 +318,12 @@ class Charge:
         return {}, []
 
     def _kill_run(self, run: int) -> None:
-        if self._state == "running" and self._start_time == run:
+        if self._record.state == "running" and self._record.start_time == run:
             self._send_signal(signal.SIGKILL)
 
     def signal(self, number: int) -> Answer:
         """Send a signal to the first process."""
-        if self._state != "running":
+        if self._record.state != "running":
             raise Refusal("keeper", errno.ESRCH, "it does not run")
         if not 1 <= number <= 64:
             raise Refusal("keeper", errno.EINVAL, f"no signal {number}")
@@ -374,7 +336,7 @@ class Charge:
         The kernel does not deliver what the first process of a pid namespace has no handler for (pid_namespaces(7)); where the
         default action is to end the process, it is ended, and its exit status names the signal, as on any machine.
         """
-        if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._pid, number):
+        if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._record.pid, number):
             self._stands_for, number = number, signal.SIGKILL
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
@@ -406,7 +368,7 @@ class Charge:
             os.close(self._stdin_fd)
             self._stdin_fd = -1
             self._dismiss_holder()
-            self._save()
+            self._record.save()
         return {}, []
 
     def _dismiss_holder(self) -> None:
@@ -415,42 +377,16 @@ class Charge:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._holder_pidfd, signal.SIGKILL)
         self._keeper.reap_later(self._holder_pidfd)
-        self._holder, self._holder_pidfd = None, -1
+        self._record.holder, self._holder_pidfd = None, -1
 
     # ---- exec
 
     def exec(self, exec_id: str, given: dict[str, Any], fds: list[int], complete: Completion) -> None:
         """Run a further program; ``fds`` are its standard streams (closed here), or none with a terminal."""
-        launch: Launch = given  # type: ignore[assignment]
-        if self._state != "running" or exec_id in self._execs:
-            for fd in fds:
-                os.close(fd)
+        if self._record.state != "running" or exec_id in self._executions:
+            _close(fds)
             raise Refusal("keeper", errno.ESRCH, "it does not run")
-        birth = Birth(self._keeper, launch, -1, join=Join(self._read_launch(), self._pidfd, fds))
-        birth.go(lambda refusal: self._exec_launched(exec_id, birth, refusal, complete))
-
-    def _exec_launched(self, exec_id: str, birth: Birth, refusal: Refusal | None, complete: Completion) -> None:
-        if refusal is not None:
-            birth.bury()
-            complete(refusal, {}, [])
-            return
-        self._execs[exec_id] = birth.pidfd
-        self._keeper.loop.watch(birth.pidfd, lambda: self._exec_ended(exec_id))
-        streams = [birth.terminal_fd] if birth.terminal_fd >= 0 else []
-        complete(None, {"pid": birth.pid, "start_time": birth.start_time}, [os.dup(birth.pidfd), *streams])
-
-    def _exec_ended(self, exec_id: str) -> None:
-        pidfd = self._execs.pop(exec_id)
-        self._keeper.loop.watch(pidfd, None)
-        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        os.close(pidfd)
-        code = signum = None
-        if found is not None:
-            if found.si_code == os.CLD_EXITED:
-                code = found.si_status
-            else:
-                signum = found.si_status
-        self._keeper.send({"event": "exec_exited", "id": self.id, "exec_id": exec_id, "code": code, "signal": signum})
+        self._executions.begin(exec_id, given, Join(self._read_launch(), self._pidfd, fds), complete)
 
     # ---- taking over
 
@@ -460,53 +396,44 @@ class Charge:
         if found is None:
             return False
         launch, record = found
-        if self._state == "running":
+        if self._record.state == "running":
             try:
-                self._pidfd = open_process(self._pid, self._start_time)
+                self._pidfd = open_process(self._record.pid, self._record.start_time)
             except (ProcessLookupError, OSError):
                 self._lost()
                 return True
             self._take_over_running(launch, record["pipes"])
             return True
-        if self._state == "restarting":
-            self._state = "stopped"
-            self._save()
+        if self._record.state == "restarting":
+            self._record.state = "stopped"
+            self._record.save()
         return False
 
     def recall(self) -> tuple[Launch, dict[str, Any]] | None:
         """Know again what an earlier keeper left in the bundle: ``launch.json`` and ``status.json``; None if they are not there."""
         try:
-            record = last_status(contents(f"{self._bundle}/status.json"))
+            record = self._record.load()
             launch = self._read_launch()
-            if record is None:
-                return None
-            self._load(record)
         except (OSError, ValueError, KeyError, TypeError, Refusal):
             return None
+        if record is None:
+            return None
+        self._told_lost = self._record.bytes_lost
         self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
         return launch, record
 
-    def _load(self, record: dict[str, Any]) -> None:
-        self._state = record["state"]
-        self._pid, self._start_time = record["pid"], record["start_time"]
-        self._started_at, self._exit = record["started_at"], record["exit"]
-        self._restarts, self._bytes_lost = record["restarts"], record["log_bytes_lost"]
-        self._told_lost = self._bytes_lost
-        self._stop_asked = record["stop_asked"]
-        self._holder = record["holder"]
-
     def _lost(self) -> None:
         """It ended while there was no keeper; nestbedd may know more (``adopt``)."""
-        self._exit = _exit_record(None, oom=False)
-        self._pid = self._start_time = 0
-        self._state = "stopped"
-        self._save()
+        self._record.exit = exit_record(None, oom=False)
+        self._record.pid = self._record.start_time = 0
+        self._record.state = "stopped"
+        self._record.save()
 
     def _take_over_running(self, launch: Launch, pipes: list[int]) -> None:
         self._ours = False
         self._note_memory(launch)
         with suppress(OSError):  # it is ending
-            self._netns_fd = os.open(f"/proc/{self._pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._netns_fd = os.open(f"/proc/{self._record.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         sources: dict[int, int] = {}
         self._take_from_holder(launch)
         if self._terminal_fd >= 0:
@@ -518,16 +445,16 @@ class Charge:
                     sources[fd] = stream
         self._connect_output(launch, sources)
         self._keeper.loop.watch(self._pidfd, self._ended)
-        if self._stop_asked:
+        if self._record.stop_asked:
             self.stop(10.0)
 
     def _take_from_holder(self, launch: Launch) -> None:
-        if self._holder is None:
+        if self._record.holder is None:
             return
         try:
-            fd, self._holder_pidfd = holder.take(self._holder)
+            fd, self._holder_pidfd = holder.take(self._record.holder)
         except OSError:
-            self._holder = None
+            self._record.holder = None
         else:
             if launch["tty"]:
                 self._terminal_fd = fd
@@ -537,7 +464,7 @@ class Charge:
     def _find_pipe(self, launch: Launch, inode: int) -> int:
         """A read end of the pipe with this inode, through whichever process of the container holds it; -1 if none does."""
         wanted = f"pipe:[{inode}]"
-        for pid in (self._pid, *self._members(launch)):
+        for pid in (self._record.pid, *self._members(launch)):
             directory = f"/proc/{pid}/fd"
             try:
                 for name in sorted(os.listdir(directory), key=int):
@@ -567,13 +494,13 @@ class Charge:
             self._netns_fd = netns
         elif netns >= 0:
             os.close(netns)
-        if self._state == "running" and self._outlet is not None and not self._ours:
+        if self._record.state == "running" and self._outlet is not None and not self._ours:
             self._take_sources(launch, rest)
             return {"status": self.status()}, []
         self._log_rest(launch, rest)
-        if self._exit is not None and self._exit["reason"] == "unknown":
+        if self._record.exit is not None and self._record.exit["reason"] == "unknown":
             if wait_status is not None:
-                self._exit = _exit_record(wait_status, oom=False)
+                self._record.exit = exit_record(wait_status, oom=False)
             self._settle()
         return {"status": self.status()}, []
 
@@ -605,9 +532,9 @@ class Charge:
         Raises:
             Refusal: it runs.
         """
-        if self._state == "running" or self._starting:
+        if self._record.state == "running" or self._starting:
             raise Refusal("keeper", errno.EBUSY, "it runs")
-        self._state = "stopped"
+        self._record.state = "stopped"
         if self._birth is not None:
             self._birth.bury()
             self._birth = None
@@ -619,46 +546,9 @@ class Charge:
             self._netns_fd = -1
 
 
-def _append(path: str, text: bytes) -> None:
-    """Add a line, whole or not at all; nothing is renamed, which would take an inode each time. A file grown long begins anew.
-
-    Raises:
-        OSError: ENOSPC, or as the file system says.
-    """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        size = os.fstat(fd).st_size
-        if size > _STATUS_BYTES_MAX:
-            _append(f"{path}.new", text)
-            os.rename(f"{path}.new", path)
-        elif os.write(fd, b"\n%b\n" % text) < len(text) + 2:
-            os.ftruncate(fd, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(fd)
-
-
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _start_failed(refusal: Refusal) -> dict[str, Any]:
-    record = _exit_record(None, oom=False)
-    record.update(reason="start-failed", message=f"{refusal.step}: {refusal.text}")
-    return record
-
-
-def _exit_record(status: int | None, *, oom: bool) -> dict[str, Any]:
-    """``exit`` of ``status.json`` for a wait status; None is unknown."""
-    record: dict[str, Any] = {"code": None, "signal": None, "reason": "unknown", "message": "", "at": time.time()}
-    if status is None:
-        record["message"] = "it ended while no keeper was there to see how"
-    elif os.WIFEXITED(status):
-        record.update(code=os.WEXITSTATUS(status), reason="exited")
-    else:
-        record.update(signal=os.WTERMSIG(status), reason="oom-killed" if oom else "signaled")
-    return record
 
 
 def _minds(pid: int, number: int) -> bool:

@@ -28,8 +28,8 @@ import prctl
 
 from nestbed.linux.pidfd import start_time
 from nestbed.process import template
-from nestbed.process.birth import Birth, Refusal
-from nestbed.process.charge import Charge, Completion
+from nestbed.process.birth import Birth, Completion, Refusal
+from nestbed.process.charge import Charge
 from nestbed.process.inflight import Inflight
 from nestbed.process.netns import NetworkNamespaces
 from nestbed.process.output import CHUNK_BYTES, Sink

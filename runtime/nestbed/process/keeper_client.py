@@ -7,6 +7,7 @@ can get (the caller is gone) is closed here. Nothing here waits for anything but
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -26,6 +27,7 @@ from nestbed.linux.pidfd import open_process, pidfd_getfd
 from nestbed.process.protocol import MESSAGE_BYTES_MAX, receive
 
 START_SECONDS = 20.0
+LOG_BYTES_MAX = 1 << 20
 
 EventHandler = Callable[[dict[str, Any], list[int]], None]
 """Gets an event and its descriptors, which it owns from then on."""
@@ -180,7 +182,7 @@ class KeeperClient:
                 fds.append(_high(os.open(path, flags | os.O_CLOEXEC)))
             fds.append(_high(os.dup(far.fileno())))
             fds.append(_high(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)))
-            fds.append(_high(os.open(self._run_dir / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)))
+            fds.append(_high(open_log(self._run_dir / "keeper.log")))
             targets = {fds[3]: (0, 1), fds[4]: (2,), fds[0]: (3,), fds[1]: (4,), fds[2]: (5,)}
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, numbers in targets.items() for number in numbers]
             words = [sys.executable, "-I", "-OO", "-m", "nestbed.process.keeper", "--bundles-fd=3", "--run-fd=4", "--channel-fd=5"]
@@ -297,6 +299,17 @@ class KeeperClient:
             os.close(pidfd)
 
         loop.add_reader(pidfd, reap)
+
+
+def open_log(path: Path) -> int:
+    """Open the log of keepers to be added to; one that has grown long is put aside, in the place of the one before.
+
+    A keeper writes there only what it dies of, so looking when one is started bounds it.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_BYTES_MAX:
+            path.rename(f"{path}.1")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _channel() -> tuple[socket.socket, socket.socket]:
