@@ -40,7 +40,8 @@ class Session:
             NestbedError: as the node says.
         """
         try:
-            await self._call.write(self._request(start=self._start))
+            with suppress(AioRpcError, InvalidStateError):  # the call has ended; reading tells why
+                await self._call.write(self._request(start=self._start))
             first = await self._read()
         except BaseException:
             self._call.cancel()

@@ -12,6 +12,7 @@ import pytest
 
 from nestbed import errors
 from nestbed.client import Client, address
+from nestbed.v1 import container_pb2 as api
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,11 @@ def test_the_client_imports_little() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20, env={"PYTHONPATH": ":".join(sys.path)}
     ).stdout.split()
     assert not {"pyroute2", "google.rpc", "nestbed.model", "nestbed.node", "prctl"} & set(modules)
+
+
+async def test_session_with_nobody_says_so(tmp_path: Path) -> None:
+    async with Client.connect(f"unix://{tmp_path}/absent") as client:
+        with pytest.raises(errors.Unavailable) as caught:
+            async with client.exec(api.ExecStart(container="web", args=["true"])):
+                raise AssertionError("there is no node")
+    assert caught.value.reason == "NO_NODE"
