@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from nestbed.errors import AlreadyExists, HostLacks, InvalidArgument, NotFound, WrongState
-from nestbed.model import Change, LanRequest, NicSpec
+from nestbed.model import NO_IMPAIRMENT, Change, LanRequest, NicSpec, Underlay
 
 
 async def test_lan_is_completed(node) -> None:
@@ -153,3 +154,38 @@ async def test_failed_hosts_file_does_no_harm(bench) -> None:
         await bench.node.start(irc)
     await bench.node.start(irc)
     await until_hosts(bench, web, ["10.5.0.1\tweb web-lan0", "10.5.0.2\tirc irc-lan0"])
+
+
+async def test_identity_outlives_the_daemon(bench) -> None:
+    bench.plane.found = (Underlay("u1", exists=True, is_up=True, has_multicast=True, address="192.0.2.1", mtu=1500),)
+    made = await bench.node.create_lan(LanRequest("lan0", group="239.1.2.3:5000", peers=("192.0.2.2",), ttl=4))
+    derived = await bench.node.create_lan(LanRequest("lan1"))
+    await bench.restart()
+    assert bench.node.lan("lan0").lan == made.lan
+    assert bench.node.lan("lan1").lan.group == derived.lan.group != ""
+    bench.plane.found = (Underlay("u1", exists=True, has_multicast=True, address="192.0.2.1", mtu=1500),)
+    assert [path.kind for path in bench.node.lan("lan0").paths] == ["down"]
+    with pytest.raises(AlreadyExists) as caught:
+        await bench.node.create_lan(LanRequest("lan2", group="239.1.2.3:5000"))
+    assert caught.value.reason == "GROUP_IN_USE"
+
+
+async def test_what_happens_to_the_plane_is_told(bench) -> None:
+    made = await bench.node.create_lan(LanRequest("lan0"))
+    assert bench.plane.listener is not None
+    bench.plane.listener("lan.loop", made.lan.id, {"mac": "02:00:00:00:00:01"})
+    bench.plane.listener("relay.lost", "", {"pid": "7"})
+    assert await bench.until("lan.loop", made.lan.id) == {"mac": "02:00:00:00:00:01"}
+    assert await bench.until("relay.lost") == {"pid": "7"}
+
+
+async def test_nic_of_an_old_record_has_no_impairment(bench) -> None:
+    await bench.node.create_lan(LanRequest("lan0"))
+    container_id = await bench.create(name="web", nics=(NicSpec("lan0"),))
+    path = bench.state_dir / "containers" / container_id / "record.json"
+    record = json.loads(path.read_text())
+    for nic in record["spec"]["nics"]:
+        del nic["impair_to"], nic["impair_from"]
+    path.write_text(json.dumps(record))
+    await bench.restart()
+    assert bench.node.container("web").spec.nics[0].impair_to == NO_IMPAIRMENT

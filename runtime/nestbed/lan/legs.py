@@ -207,10 +207,14 @@ class Legs:
 
     # ---- what is there
 
-    def _plan(self, wanted: Impairment) -> Plan:
-        if wanted.delay_us and self._kernel_has_netem is None:
+    def has_netem(self) -> bool:
+        """Whether the kernel delays frames; tried once, OSError."""
+        if self._kernel_has_netem is None:
             self._kernel_has_netem = self._try_netem()
-        return plan(wanted, kernel_has_netem=bool(self._kernel_has_netem))
+        return self._kernel_has_netem
+
+    def _plan(self, wanted: Impairment) -> Plan:
+        return plan(wanted, kernel_has_netem=bool(wanted.delay_us) and self.has_netem())
 
     def _try_netem(self) -> bool:
         name = self.scratch

@@ -19,7 +19,7 @@ from nestbed.lan.reasons import Reason
 from nestbed.lan.relay.wanted import DelayLeg
 from nestbed.linux.rtnl import Rtnl
 from nestbed.log import fields
-from nestbed.model import NO_IMPAIRMENT, Achieved, DropCount, Impairment, Nic, PortStats, Traffic
+from nestbed.model import NO_IMPAIRMENT, Ability, Achieved, DropCount, Impairment, Nic, PortStats, Traffic
 from nestbed.runtime import Leftover
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +66,18 @@ class MemberPorts:
         """Let go; what is in force stays. Idempotent."""
         self._rtnl.close()
         self._programs.close()
+
+    def abilities(self) -> list[Ability]:
+        """What this kernel can do to frames. Takes some milliseconds the first time."""
+        whole = Ability("impairments", available=True, detail="BPF programs count and impair the frames of every port")
+        try:
+            has_netem = self._legs.has_netem()
+        except OSError as error:
+            return [whole, Ability("netem", available=False, detail=error.strerror or str(error), consequence="delays may be refused")]
+        if has_netem:
+            return [whole, Ability("netem", available=True, detail="the kernel delays frames")]
+        consequence = "the relay process delays frames: as exactly, with more processor time"
+        return [whole, Ability("netem", available=False, detail="the kernel has no sch_netem", consequence=consequence)]
 
     # ---- ports come and go
 

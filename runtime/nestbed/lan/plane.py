@@ -258,11 +258,10 @@ class Plane:
 
     def abilities(self) -> Sequence[Ability]:
         carrier = self._relaying.abilities() if self._relaying is not None else ()
-        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability(), self._counts_and_impairs()]
+        impairs = [self._lacks_impairments()] if self._members is None else self._members.abilities()
+        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability(), *impairs]
 
-    def _counts_and_impairs(self) -> Ability:
-        if self._members is not None:
-            return Ability("impairments", available=True, detail="BPF programs count and impair the frames of every port")
+    def _lacks_impairments(self) -> Ability:
         return Ability(
             "impairments",
             available=False,
