@@ -140,6 +140,7 @@ def test_a_stock_member_on_the_node_s_machine(own_labs) -> None:
         member.send(frame)
         assert here.expect(frame), relay
         assert there.expect(frame), relay
+        until(lambda machine=lab.machines[0]: b'"has_members": true' in (machine.run_dir / "relay.status.json").read_bytes())
         for length in (60, 1514):
             for number, station in enumerate((here, there)):
                 frame = b"\xff" * 6 + station.mac + KIND + bytes([number]) * length

@@ -671,6 +671,9 @@ int decap(struct __sk_buff *skb)
 		return drop(traffic, REASON_GIANT, &amount);
 	if (traffic)
 		add_traffic(traffic, &headers, &amount);
+	/* Other sockets of this machine do not see the datagram any more. The relay tells by the length that this is for them alone. */
+	if (lan->tap && has_members(lan) && longest + sizeof(struct iphdr) + sizeof(struct udphdr) <= smallest_mtu(lan))
+		bpf_clone_redirect(skb, lan->tap, 0);
 	return into_bridge(skb, lan, place, &headers);
 }
 

@@ -162,7 +162,7 @@ class Segment:
     # ---- frames to other machines
 
     def _from_tap(self) -> None:
-        tap, length, origins = self._tap, self._read_bytes, self.macs.origins
+        tap, length, origins, is_fast = self._tap, self._read_bytes, self.macs.origins, self.wanted.is_fast
         for _ in range(BATCH_FRAMES):
             try:
                 frame = os.read(tap, length)
@@ -171,6 +171,10 @@ class Segment:
             except OSError:  # EBADFD, EIO: the tap was removed
                 self._let_go()
                 return
+            if is_fast and len(frame) <= self._fits_bytes:
+                # The fast path has carried it, this way or that, and looked at where it comes from.
+                self._send_here(frame)
+                continue
             mac = frame[6:12]
             if origins.get(mac) != LOCAL:
                 if not self._admits(frame, mac, LOCAL, SENT_AT):
@@ -179,17 +183,14 @@ class Segment:
             self._send(frame)
 
     def _send(self, frame: bytes) -> None:
-        if self.wanted.is_fast and len(frame) <= self._fits_bytes:
-            if self.has_members:
-                self._send_here(frame)
-        elif self.wanted.peers:
+        if self.wanted.peers:
             self._send_to_peers(frame)
         else:
             self._account(frame, self._send_to_group(frame, self._paths.values()))
 
     def _send_here(self, frame: bytes) -> None:
         """To the stock members of this machine alone."""
-        for path in self._paths.values():
+        for path in self._paths.values() if self.has_members else ():
             if path.local is not None:
                 with contextlib.suppress(OSError):
                     path.local.send(frame)
