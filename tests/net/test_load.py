@@ -177,6 +177,13 @@ class Process:
         return len(list((self._path / "task").iterdir()))
 
 
+def check_not_cancelled() -> None:
+    """Raise CancelledError if this very task is to end."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def call(channel: aio.Channel, method: MethodDescriptor, requests: Sequence[bytes]) -> StatusCode:
     """Call with serialized requests, and read what comes back; how it ended."""
     path = f"/{method.containing_service.full_name}/{method.name}"
@@ -200,6 +207,9 @@ async def call(channel: aio.Channel, method: MethodDescriptor, requests: Sequenc
             return StatusCode.OK
         async for _ in answers:
             pass
+    except asyncio.CancelledError:  # so gRPC tells that the node answered CANCELLED
+        check_not_cancelled()
+        return StatusCode.CANCELLED
     except aio.AioRpcError as error:
         if error.code() is StatusCode.INTERNAL and not error.trailing_metadata():
             # Not the node's: gRPC's own word, at this end, for writing to a call that has been answered already.

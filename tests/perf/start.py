@@ -34,7 +34,8 @@ def daemon(base: Path) -> Iterator[tuple[str, int]]:
     """A nestbedd in fresh network and mount namespaces: its address and pid. Ended, and everything it has, afterwards."""
     run, state = base / "run", base / "state"
     run.mkdir(mode=0o711)
-    words = ["unshare", "--net", "--mount", "--", str(BIN / "nestbedd"), "--name", "bench", "--run-dir", str(run), "--state-dir", str(state)]
+    apart = ["unshare", "--net", "--mount", "--"]
+    words = [*apart, str(BIN / "nestbedd"), "--name", "bench", "--run-dir", str(run), "--state-dir", str(state)]
     with (base / "nestbedd.log").open("wb") as log:
         process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=log)
     assert process.stderr is not None
