@@ -127,7 +127,7 @@ def impaired(node: Served) -> Served:
     port.achieved_to.CopyFrom(
         lan_pb2.Achieved(frames=1000, lost=10, duplicated=3, delay_min_us=4990, delay_mean_us=5021.4, delay_p99_us=5300, rate_bps=9_870_000)
     )
-    port.achieved_to.since.FromSeconds(int(time.time()) - 30)
+    port.achieved_to.since.FromSeconds(int(time.time()) - 5 * 3600 - 60)
     return node
 
 
@@ -153,7 +153,7 @@ def test_impair_reset_and_show(impaired: Served) -> None:
     assert (code, head.split()[:3]) == (0, ["LAN", "PORT", "FRAMES"])
     assert whole.split()[1:] == ["(LAN)", "all", "delay", "10ms", "loss", "2%"]
     assert "rate 10mbit delay 5ms" in to
-    assert "delay 4.99/5.02/5.30 ms, loss 1% of 1000, 3 duplicated, 9.87mbit, 30s" in to
+    assert "delay 4.99/5.02/5.30 ms, loss 1% of 1000, 3 duplicated, 9.87mbit, 5h" in to
     assert from_.split()[1:] == ["web:eth0", "from", "none"]
     assert json.loads(impaired.nbctl("lan", "impair", "show", "lan0", "-o", "json")[1])["ports"][0]["achieved_to"]["lost"] == 10
     assert impaired.nbctl("lan", "impair", "show", "-o", "name")[1] == "lan0\n"
