@@ -100,9 +100,9 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
             fs_mode=_FS.get(fs, api.FS_MODE_UNSPECIFIED),
             rootfs=directory if fs == "rootfs" else "",
             overlay_dir=directory if fs == "overlay" else "",
-            mounts=[]
-            if is_machine
-            else [api.Mount(source=source, destination=destination, read_only=read_only) for source, destination, read_only in args.mounts],
+            mounts=[
+                api.Mount(source=source, destination=destination, read_only=read_only) for source, destination, read_only in args.mounts
+            ],
             cap_add=[] if is_machine else args.cap_add,
             cap_drop=[] if is_machine else args.cap_drop,
             sysctls=dict(args.sysctls),

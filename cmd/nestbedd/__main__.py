@@ -82,6 +82,7 @@ async def _run(settings: Settings) -> None:
             runtimes=_runtimes(settings, claim.node_id, plane),
             plane=plane,
             node_id=claim.node_id,
+            file_systems=settings.file_systems,
         )
         stack.push_async_callback(node.aclose)
         await node.open()

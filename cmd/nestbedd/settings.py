@@ -49,6 +49,7 @@ class Settings:
     tls_client_ca: Path | None
     underlay: tuple[str, ...]
     relay: RelayMode
+    file_systems: tuple[str, ...]
     log_level: str
 
 
@@ -94,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--relay", metavar="HOW", help="what carries them: auto, kernel (only by BPF) or userspace (only by the relay process) (auto)"
     )
+    parser.add_argument(
+        "--file-system",
+        dest="file_systems",
+        metavar="DIR[,DIR...]",
+        action="extend",
+        type=lambda text: [path for path in text.split(",") if path],
+        help="directories of the testbed that an administrator's virtual machines share (/home,/proj,/groups,/share; `,` for none)",
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LogLevel)} (info)")
     parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
     return parser
@@ -110,6 +119,7 @@ def _defaults() -> dict[str, Any]:
         "tls_client_ca": None,
         "underlay": [],
         "relay": "auto",
+        "file_systems": ["/home", "/proj", "/groups", "/share"],
         "log_level": "info",
     }
 
@@ -139,7 +149,7 @@ def _check_key(path: Path, key: str) -> None:
 
 
 def _check_type(path: Path, key: str, value: object) -> None:
-    if key in ("listen", "underlay"):
+    if key in ("listen", "underlay", "file_systems"):
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         wanted = "a list of texts"
     else:
@@ -161,6 +171,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         tls_client_ca=_optional(values["tls_client_ca"]),
         underlay=_underlays(values["underlay"]),
         relay=_one_of(RelayMode, "relay", values["relay"]),
+        file_systems=tuple(str(_absolute("file_systems", path)) for path in values["file_systems"]),
         log_level=_one_of(LogLevel, "log_level", values["log_level"]).value,
     )
     _check_tls(settings)

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,16 @@ class Site:
         STORE.mkdir(parents=True, exist_ok=True)
         (self.machine.state_dir / "vm").symlink_to(STORE)
         asyncio.run(find_accelerator(self.machine.run_dir))
-        self.machine.daemon.start()
+        self.proj = Path(tempfile.mkdtemp(prefix="nestbed-proj-"))
+        self.proj.chmod(0o1777)
+        self.start()
+
+    def start(self) -> None:
+        self.machine.daemon.start("--file-system", str(self.proj))
+
+    def close(self) -> None:
+        self.machine.close()
+        shutil.rmtree(self.proj)
 
     def nbctl(self, *args: str) -> str:
         result = self.machine.nbctl(*args)
@@ -152,7 +162,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
     site.nbctl("run", "qemu", "--name", "vm1", "--lan", "lan0")
     yield site
-    site.machine.close()
+    site.close()
 
 
 @pytest.fixture
@@ -162,5 +172,5 @@ def fresh_site(tmp_path: Path, owned_cgroups: set[str]) -> Iterator[Site]:
     site.nbctl("lan", "create", "lan0", "--subnet", "10.5.0.0/24")
     site.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
     yield site
-    site.machine.close()
+    site.close()
     owned_cgroups.add(f"nestbed-{site.machine.node_id}")

@@ -19,7 +19,7 @@ def test_machines_survive_the_daemon(fresh_site: Site) -> None:
     site.inside("vm1", "touch", "/tmp/still-there")
     pid = site.inspect("vm1")["pid"]
     site.machine.daemon.kill()
-    site.machine.daemon.start()
+    site.start()
     assert site.inspect("vm1")["pid"] == pid
     site.inside("vm1", "ls", "/tmp/still-there")
     assert "1 received" in site.inside("web", "ping", "-c", "1", "-W", "5", "vm1")

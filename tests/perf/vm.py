@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nestbed.client import Client
+from nestbed.linux.mount import MNT_DETACH, umount2
 from nestbed.qemu import command
 from nestbed.qemu.command import Machine
 from nestbed.qemu.frames import Parser, Type
@@ -54,6 +55,8 @@ def daemon(base: Path) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         drain.wait(10)
+        with contextlib.suppress(OSError):
+            umount2(str(run / "bpf"), MNT_DETACH)  # what LANs have in the kernel outlives the daemon
 
 
 class Bare:
@@ -82,9 +85,11 @@ class Bare:
         share.connect(str(root))
         given = {**{number: pair[1] for number, pair in ends.items()}, **servers, 14: share}
         for number, made in given.items():
-            words = [word.replace(f"fd={number},", f"fd={made.fileno()},").removesuffix(f"fd={number}") + (
-                f"fd={made.fileno()}" if word.endswith(f"fd={number}") else ""
-            ) for word in words]
+            words = [
+                word.replace(f"fd={number},", f"fd={made.fileno()},").removesuffix(f"fd={number}")
+                + (f"fd={made.fileno()}" if word.endswith(f"fd={number}") else "")
+                for word in words
+            ]
         self._qemu = subprocess.Popen(words, pass_fds=[made.fileno() for made in given.values()], stderr=subprocess.DEVNULL)
         self._sockets = [listener, *given.values(), *(pair[0] for pair in ends.values())]
         self._console = subprocess.Popen(["cat"], stdin=ends[11][0], stdout=subprocess.DEVNULL)
@@ -201,9 +206,9 @@ def show(figures: dict[str, Any]) -> None:
         ("four at once: processor time, times four", float("nan"), figures["four_cpu_ratio"], "(goal 1.3)"),
         ("four at once: the last is ready, s", float("nan"), figures["four_seconds"], ""),
     ]
-    print(f"{'under ' + figures['accelerator']:<42}{'bare QEMU':>12}{'nestbed':>12}")  # noqa: T201
+    print(f"{'under ' + figures['accelerator']:<42}{'bare QEMU':>12}{'nestbed':>12}")
     for name, one, other, note in rows:
-        print(f"{name:<42}{'-' if one != one else f'{one:.2f}':>12}{other:>12.2f}   {note}")  # noqa: T201, PLR0124
+        print(f"{name:<42}{'-' if one != one else f'{one:.2f}':>12}{other:>12.2f}   {note}")  # noqa: PLR0124
 
 
 def main() -> None:

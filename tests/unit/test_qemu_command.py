@@ -105,7 +105,8 @@ def test_sandbox_shows_the_machine_its_directory_and_the_export() -> None:
     [
         ({"resources": Resources(memory_bytes=64 << 20)}, InvalidArgument),
         ({"process": ProcessSpec(args=("x",), fs=FsMode.HOST)}, Unsupported),
-        ({"process": ProcessSpec(args=("x",), fs=FsMode.OVERLAY, mounts=(Mount("/usr", "/mnt"),))}, Unsupported),
+        ({"process": ProcessSpec(args=("x",), fs=FsMode.OVERLAY, mounts=(Mount("/etc/passwd", "/mnt"),))}, Unsupported),
+        ({"process": ProcessSpec(args=("x",), fs=FsMode.OVERLAY, mounts=(Mount("/usr", "/proc/x"),))}, InvalidArgument),
         ({"process": ProcessSpec(args=("x",), fs=FsMode.OVERLAY, cap_add=("SYS_ADMIN",))}, InvalidArgument),
         ({"process": ProcessSpec(args=("x",), fs=FsMode.OVERLAY, sysctls=(("net/../kernel/x", "1"),))}, InvalidArgument),
     ],

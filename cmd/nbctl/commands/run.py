@@ -86,6 +86,15 @@ def _container_options(parser: Parser) -> None:
     group.add_argument(
         "--fs", metavar="MODE", type=values.fs, help="host, host-ro, overlay[=DIR] or rootfs=DIR (host for admins, else overlay)"
     )
+    _add_volume(group)
+    group = parser.add_argument_group("privileges")
+    group.add_argument("--cap-add", metavar="CAP", action="append", default=[], help="such as SYS_PTRACE")
+    group.add_argument("--cap-drop", metavar="CAP", action="append", default=[], help="such as NET_RAW, or ALL")
+    add_limit_options(parser)
+    parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
+
+
+def _add_volume(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-v",
         "--volume",
@@ -96,16 +105,12 @@ def _container_options(parser: Parser) -> None:
         default=[],
         help="show a path of the node inside",
     )
-    group = parser.add_argument_group("privileges")
-    group.add_argument("--cap-add", metavar="CAP", action="append", default=[], help="such as SYS_PTRACE")
-    group.add_argument("--cap-drop", metavar="CAP", action="append", default=[], help="such as NET_RAW, or ALL")
-    add_limit_options(parser)
-    parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
 
 
 def _machine_options(parser: Parser) -> None:
     _shared_options(parser)
     group = parser.add_argument_group("machine")
+    _add_volume(group)
     group.add_argument("--append", metavar="TEXT", default="", help="added to the command line of the guest's kernel")
     add_limit_options(parser)
     parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments; without one the machine just stays up")

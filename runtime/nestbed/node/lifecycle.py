@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nestbed.errors import CorruptState, NestbedError, WrongState
 from nestbed.log import fields
-from nestbed.model import ContainerRequest, ExitStatus, Spec, State, Status
+from nestbed.model import ContainerRequest, ExitStatus, Kind, Mount, ProcessSpec, Spec, State, Status
 from nestbed.node import privilege, requests, wiring
 from nestbed.node.bounds import check_container, check_request_id
 from nestbed.node.impairments import Impairments
@@ -55,6 +57,8 @@ class Lifecycle:
             if not found.is_gone:
                 return found, False
         runtime = self._parts.runtime(request.kind)
+        if request.kind is Kind.QEMU and admin:
+            request = replace(request, process=_with_testbed(request.process, self._parts.file_systems))
         spec = self._plan(request)
         record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process)))
         held = Held(record, self._parts.store.bundle(spec.id))
@@ -300,3 +304,10 @@ def _exit_attributes(status: Status) -> dict[str, object]:
     if ended.signal is not None:
         attributes["signal"] = ended.signal
     return attributes
+
+
+def _with_testbed(process: ProcessSpec, paths: Sequence[str]) -> ProcessSpec:
+    """With the testbed's directories that exist at the same place inside, unless something else is there."""
+    taken = {mount.destination.rstrip("/") for mount in process.mounts}
+    shared = tuple(Mount(path, path) for path in paths if path not in taken and os.path.isdir(path))
+    return replace(process, mounts=(*process.mounts, *shared))

@@ -65,15 +65,24 @@ class Node:
     """
 
     def __init__(
-        self, *, name: str, run_dir: Path, state_dir: Path, runtimes: Mapping[Kind, Runtime], plane: LanPlane, node_id: str
+        self,
+        *,
+        name: str,
+        run_dir: Path,
+        state_dir: Path,
+        runtimes: Mapping[Kind, Runtime],
+        plane: LanPlane,
+        node_id: str,
+        file_systems: tuple[str, ...] = (),
     ) -> None:
+        """``file_systems`` are the testbed's: an administrator's virtual machines share those that exist."""
         self._name = name
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._node_id = node_id
         self._started_at = time.time()
         registry = Registry()
-        self._parts = Parts(registry, Store(state_dir), Events(), Operations(), HostsFiles(registry), plane, runtimes)
+        self._parts = Parts(registry, Store(state_dir), Events(), Operations(), HostsFiles(registry), plane, runtimes, file_systems)
         self._impairments = Impairments(self._parts)
         self._lifecycle = Lifecycle(self._parts, self._impairments)
         self._lans = Lans(self._parts, self._impairments)

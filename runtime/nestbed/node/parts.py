@@ -31,6 +31,8 @@ class Parts:
     hosts: HostsFiles
     plane: LanPlane
     runtimes: Mapping[Kind, Runtime]
+    file_systems: tuple[str, ...] = ()
+    """Directories of the testbed."""
     lans_changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def runtime(self, kind: Kind) -> Runtime:

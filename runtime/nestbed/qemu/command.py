@@ -16,7 +16,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 ROOT_TAG = "nestbed-root"
 EXPORT = "/export"
 _MAIN_FD, _CONSOLE_FD, _CONTROL_FD, _QMP_FD, _SHARE_FD = 10, 11, 12, 13, 14
-_NIC_SLOT = 8
+_SHARE_SLOT, _NIC_SLOT = 6, 8
+SHARES_MAX = 8
 SLOTS = 32 - _NIC_SLOT
 """How many NICs a machine takes: slots of its bus that nothing else has."""
 
@@ -42,13 +43,14 @@ class NicDevice:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a virtual machine is to QEMU. ``accelerator`` is ``kvm`` or ``tcg``."""
+    """What a virtual machine is to QEMU. ``accelerator`` is ``kvm`` or ``tcg``; ``shares`` is how many directories it shares."""
 
     name: str
     memory_mib: int
     vcpus: int
     accelerator: str
     nics: tuple[NicDevice, ...] = ()
+    shares: int = 0
     append: str = ""
 
 
@@ -77,8 +79,31 @@ def qemu(machine: Machine) -> list[str]:
         *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,addr=4,disable-legacy=on"),
         *_channel(f"socket,id=root,fd={_SHARE_FD}"),
         *("-device", f"vhost-user-fs-pci,chardev=root,tag={ROOT_TAG},addr=5,queue-size=1024"),
+        *(word for number in range(machine.shares) for word in _share(number)),
         *(word for nic in machine.nics for word in _nic(nic)),
     ]
+
+
+def share_tag(number: int) -> str:
+    """By which the guest mounts a shared directory."""
+    return f"nestbed-{number}"
+
+
+def share_path(number: int) -> str:
+    """Where a shared directory is in the sandbox."""
+    return f"/share/{number}"
+
+
+def _share(number: int) -> list[str]:
+    place = f"addr={_SHARE_SLOT}.{number}" + (",multifunction=on" if number == 0 else "")
+    chardev = f"socket,id=share{number},fd={_SHARE_FD + 1 + number}"
+    return ["-chardev", chardev, "-device", f"vhost-user-fs-pci,chardev=share{number},tag={share_tag(number)},{place},queue-size=1024"]
+
+
+def share_virtiofsd(number: int) -> list[str]:
+    """The command line of the virtiofsd of a shared directory: what the guest's users may do to its files they do as themselves."""
+    options = f"source={share_path(number)},sandbox=chroot,cache=auto,no_posix_lock,no_flock"
+    return [VIRTIOFSD, "--fd=10", "-o", options, "-o", "modcaps=-MKNOD:-SETFCAP"]
 
 
 def virtiofsd() -> list[str]:

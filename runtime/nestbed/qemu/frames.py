@@ -38,6 +38,7 @@ class Type(enum.IntEnum):
     HOSTNAME = 16
     NIC = 17
     POWER_OFF = 18
+    MOUNT = 19
     READY = 65
     STARTED = 66
     FAILED = 67
@@ -120,6 +121,12 @@ def _words(kind: Type, channel: int, words: Iterable[str]) -> Iterator[bytes]:
 def write(channel: int, path: str, content: bytes, mode: int = 0o644) -> bytes:
     """The frame that replaces a small file's content: path and content must fit into one frame."""
     return frame(Type.WRITE, channel, mode.to_bytes(4, "little") + path.encode() + b"\0" + content)
+
+
+def mount(channel: int, tag: str, path: str, *, read_only: bool) -> bytes:
+    """The frame that mounts a file system the machine has as ``tag``."""
+    words = (tag, "ro" if read_only else "rw", path)
+    return frame(Type.MOUNT, channel, b"".join(word.encode() + b"\0" for word in words))
 
 
 def nic(channel: int, *, mac: str, name: str, mtu: int, addresses: Iterable[str], routes: Iterable[tuple[str, str]]) -> bytes:

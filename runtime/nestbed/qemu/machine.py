@@ -146,6 +146,7 @@ class QemuContainer:
             vcpus=plan.vcpus_of(self._resources.cpus),
             accelerator=self._parts.accelerator,
             nics=tuple(device for _, device in devices),
+            shares=len(spec.process.mounts),
             append=spec.qemu.append if spec.qemu is not None else "",
         )
         process = spec.process

@@ -59,8 +59,8 @@ def check(spec: Spec) -> None:
     """Refuse what a virtual machine does not have.
 
     Raises:
-        InvalidArgument: reason BAD_LIMIT, UNKNOWN_CAPABILITY, BAD_SYSCTL. NotFound: a mount's source (MOUNT_SOURCE_NOT_FOUND).
-        Unsupported: a mount, or an image other than ``host`` (reason NOT_FOR_MACHINES).
+        InvalidArgument: reason BAD_LIMIT, UNKNOWN_CAPABILITY, BAD_SYSCTL, BAD_MOUNT, TOO_MANY. NotFound: a mount's source
+        (MOUNT_SOURCE_NOT_FOUND). Unsupported: a mount of a file, another root (reason NOT_FOR_MACHINES).
     """
     check_resources(spec.resources)
     process = spec.process
@@ -84,11 +84,26 @@ def check(spec: Spec) -> None:
                 remedy="make it, or mount another one",
                 path=shown(mount.source),
             )
-        raise Unsupported(
-            f"{shown(mount.source)} cannot be mounted in a virtual machine",
-            reason="NOT_FOR_MACHINES",
-            remedy="copy what it needs with nbctl cp",
-            path=shown(mount.source),
+        if not os.path.isdir(mount.source):
+            raise Unsupported(
+                f"{shown(mount.source)} is no directory: a virtual machine can share nothing else",
+                reason="NOT_FOR_MACHINES",
+                remedy="share its directory, or copy it with nbctl cp",
+                path=shown(mount.source),
+            )
+        if not mount.destination.startswith("/") or mount.destination.split("/")[1] in ("", "proc", "sys", "dev"):
+            raise InvalidArgument(
+                f"nothing can be mounted at {shown(mount.destination)} of a virtual machine",
+                reason="BAD_MOUNT",
+                remedy="give an absolute path, not the root nor below /proc, /sys and /dev",
+                path=shown(mount.destination),
+            )
+    if len(process.mounts) > command.SHARES_MAX:
+        raise InvalidArgument(
+            f"{len(process.mounts)} shared directories are more than a virtual machine takes",
+            reason="TOO_MANY",
+            remedy=f"share {command.SHARES_MAX} at most",
+            count=len(process.mounts),
         )
     if process.fs is not FsMode.OVERLAY or process.overlay_dir or process.init:
         raise Unsupported(
@@ -116,6 +131,7 @@ def warden(*, uid: int, machine: Machine, taps: Iterable[tuple[str, NicDevice]],
         *(["input"] if has_input else []),
         *(word for interface, device in taps for word in ("tap", interface, device.tap)),
         *("share", *command.virtiofsd(), ""),
+        *(word for number in range(machine.shares) for word in ("files", *command.share_virtiofsd(number), "")),
         *("qemu", *command.qemu(machine), ""),
     ]
     return b"".join(word.encode() + b"\0" for word in words)
@@ -144,6 +160,10 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes) -> bytes:
         hosts_frame(0, hosts),
         frames.write(0, "/etc/resolv.conf", _RESOLV_CONF),
         *(frames.write(0, f"/proc/sys/{path}", value.encode()) for path, value in sysctls),
+        *(
+            frames.mount(0, command.share_tag(number), mount.destination, read_only=mount.read_only)
+            for number, mount in enumerate(process.mounts)
+        ),
         *(nic_frame(0, nic, spec) for nic in nics),
     ]
     if process.args:

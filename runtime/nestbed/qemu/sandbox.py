@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nestbed.model import Bundle, FsMode, Kind, Mount, Nic, ProcessSpec, Resources, Spec
-from nestbed.qemu.command import EXPORT
+from nestbed.qemu.command import EXPORT, share_path
 from nestbed.qemu.plan import MEMORY_DEFAULT_BYTES, OVERHEAD_BYTES
 from nestbed.runtime import Container, HostsAware, Leftover, Pausable, StatusListener, Updatable
 
@@ -24,7 +24,9 @@ WARDEN = f"/{DIRECTORY}/warden"
 _LINKS = (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib32", "usr/lib32"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin"))
 _COVERED = ("run", "dev", "proc", "sys")
 """What of the node's root a guest does not see: it has its own."""
-_DROPPED = ("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FSETID", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP")
+_DROPPED = ("AUDIT_WRITE", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP")
+_FOR_SHARES = ("CHOWN", "DAC_OVERRIDE", "FSETID")
+"""What only a machine that shares directories needs."""
 _SYSCTLS = (("net.ipv6.conf.all.disable_ipv6", "1"), ("net.ipv6.conf.default.disable_ipv6", "1"))
 """The sandbox itself says nothing on the LANs: all that leaves by its NICs is the guest's."""
 
@@ -71,8 +73,9 @@ def spec_of(spec: Spec, bundle: Bundle) -> Spec:
             Mount(str(directory), f"/{DIRECTORY}"),
             Mount("/", EXPORT, read_only=True),
             *(Mount(str(directory / "empty"), f"{EXPORT}/{name}", read_only=True) for name in _COVERED),
+            *(Mount(mount.source, share_path(number), mount.read_only) for number, mount in enumerate(spec.process.mounts)),
         ),
-        cap_drop=_DROPPED,
+        cap_drop=(*_DROPPED, *(() if spec.process.mounts else _FOR_SHARES)),
         sysctls=_SYSCTLS,
         tty=spec.process.tty,
         stdin=spec.process.stdin,

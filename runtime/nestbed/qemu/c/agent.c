@@ -229,8 +229,12 @@ static void forget_channel(struct channel *channel) {
     free(channel);
 }
 
+/* The payload with a 0 behind it. */
 static char *text_of(const struct frame *frame) {
-    return must(strndup((const char *)frame->payload, frame->length));
+    char *text = must(malloc(frame->length + 1));
+    memcpy(text, frame->payload, frame->length);
+    text[frame->length] = 0;
+    return text;
 }
 
 /* ---- users: /etc/passwd and /etc/group of the guest, read by hand; a library of the guest is never opened */
@@ -566,6 +570,28 @@ static void write_file(struct port *port, const struct frame *frame) {
     answer(port, frame->channel, error, path);
 }
 
+static void make_directories(char *path) {
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0755);
+        *slash = '/';
+    }
+    mkdir(path, 0755);
+}
+
+static void mount_share(struct port *port, const struct frame *frame) {
+    char *text = text_of(frame), *end = text + frame->length;
+    char *mode = text + strlen(text) + 1, *path = mode < end ? mode + strlen(mode) + 1 : end;
+    int error = EINVAL;
+    if (path < end && *path == '/') {
+        make_directories(path);
+        unsigned long flags = MS_NOSUID | MS_NODEV | (strcmp(mode, "ro") ? 0 : MS_RDONLY);
+        error = mount(text, path, "virtiofs", flags, NULL) ? errno : 0;
+    }
+    answer(port, frame->channel, error, path < end ? path : "mount");
+    free(text);
+}
+
 static int try_nic(struct port *port, uint32_t channel, const unsigned char *words, uint32_t length) {
     char step[64] = "nic";
     int error = length && !words[length - 1] ? set_up_nic((const char *)words, length, step, sizeof step) : EINVAL;
@@ -695,6 +721,9 @@ static void obey(struct port *port, const struct frame *frame) {
         break;
     case NIC:
         want_nic(port, frame);
+        break;
+    case MOUNT:
+        mount_share(port, frame);
         break;
     case POWER_OFF:
         sync();

@@ -34,6 +34,7 @@ enum frame_type {
     HOSTNAME = 16, /* DONE or FAILED */
     NIC = 17,      /* words ended by 0: MAC, name, MTU, addresses, "", then destination and next hop of routes; DONE or FAILED */
     POWER_OFF = 18,
+    MOUNT = 19, /* tag of a virtiofs, 0, "ro" or "rw", 0, path, 0: mounts it there; DONE or FAILED */
     /* from the guest */
     READY = 65,   /* the first port only: the agent is there */
     STARTED = 66, /* 32 bits: the process */

@@ -46,6 +46,9 @@ enum { SHARES_MAX = 16, FIRST_FD = 10, SHARE_FD = 14, OWN_FD = 64, CONSOLE_BYTES
 
 /* virtiofsd changes its root and its bounding set, and gives these up; FOWNER it keeps: an overlay opens files of others with O_NOATIME. */
 static const uint32_t SHARE_RIGHTS = 1u << CAP_SYS_CHROOT | 1u << CAP_SETPCAP | 1u << CAP_FOWNER;
+/* One that shares a directory with the guest's users acts for them: it is root, with rights over files alone. */
+static const uint32_t FILES_RIGHTS = 1u << CAP_SYS_CHROOT | 1u << CAP_SETPCAP | 1u << CAP_FOWNER | 1u << CAP_CHOWN |
+                                     1u << CAP_DAC_OVERRIDE | 1u << CAP_FSETID | 1u << CAP_SETUID | 1u << CAP_SETGID;
 
 struct stream {
     int fd;
@@ -195,6 +198,15 @@ static void read_plan(void) {
         words[word_count++] = at;
 }
 
+/* Give a descriptor the number `to`. */
+static int renumber(int fd, int to) {
+    if (fd == to)
+        return 0;
+    int error = dup3(fd, to, O_CLOEXEC) < 0;
+    close(fd);
+    return error;
+}
+
 /* A listening socket without a name that anything else could reach; `fd` is its number. */
 static int listen_at(const char *path, int fd) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -205,9 +217,8 @@ static int listen_at(const char *path, int fd) {
         strcpy(address.sun_path, path);
         length = sizeof address;
     }
-    if (made < 0 || bind(made, (struct sockaddr *)&address, length) || listen(made, 8) || dup3(made, fd, O_CLOEXEC) < 0)
+    if (made < 0 || bind(made, (struct sockaddr *)&address, length) || listen(made, 8) || renumber(made, fd))
         fail("socket");
-    close(made);
     return fd;
 }
 
@@ -216,27 +227,25 @@ static void connect_to(int listener, int fd) {
     socklen_t length = sizeof address;
     int made = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (made < 0 || getsockname(listener, (struct sockaddr *)&address, &length) || connect(made, (struct sockaddr *)&address, length) ||
-        dup3(made, fd, O_CLOEXEC) < 0)
+        renumber(made, fd))
         fail("connect");
-    close(made);
 }
 
 /* One end for QEMU under the number `fd`, the other for us. */
 static int pair(int fd) {
     int ends[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) || dup3(ends[1], fd, O_CLOEXEC) < 0)
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) || renumber(ends[1], fd))
         fail("socketpair");
-    close(ends[1]);
     fcntl(ends[0], F_SETFL, O_NONBLOCK);
     return ends[0];
 }
 
-/* Become the machine's user, with no capability but `kept` (a mask), which a program executed next still has. */
-static int lose_rights(uint32_t kept) {
+/* Become a user with no capability but `kept` (a mask), which a program executed next still has. */
+static int lose_rights(uid_t uid, uint32_t kept) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2] = {{.effective = kept, .permitted = kept, .inheritable = kept}};
-    if (prctl(PR_SET_KEEPCAPS, kept != 0) || setgroups(0, NULL) || setresgid(vm_uid, vm_uid, vm_uid) ||
-        setresuid(vm_uid, vm_uid, vm_uid) || syscall(SYS_capset, &header, data))
+    if (prctl(PR_SET_KEEPCAPS, kept != 0) || setgroups(0, NULL) || setresgid(uid, uid, uid) ||
+        setresuid(uid, uid, uid) || syscall(SYS_capset, &header, data))
         return -1;
     for (unsigned number = 0; number < 32; number++)
         if (kept >> number & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0))
@@ -244,7 +253,7 @@ static int lose_rights(uint32_t kept) {
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-static pid_t start(char **argv, const int *given, size_t count, uint32_t kept, int errors_to) {
+static pid_t start(char **argv, const int *given, size_t count, uid_t uid, uint32_t kept, int errors_to) {
     pid_t pid = fork();
     if (pid < 0)
         fail("fork");
@@ -264,7 +273,7 @@ static pid_t start(char **argv, const int *given, size_t count, uint32_t kept, i
     for (size_t number = 0; number < count; number++)
         dup2(spare[number], FIRST_FD + (int)number);
     char *const environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
-    if (lose_rights(kept)) {
+    if (lose_rights(uid, kept)) {
         perror("credentials");
         _exit(126);
     }
@@ -311,17 +320,18 @@ static void start_all(void) {
             if (errno)
                 fail("tap");
             at += 2;
-        } else if (!strcmp(words[at], "share") && share_count < SHARES_MAX) {
-            int fd = listen_at(NULL, 50);
+        } else if ((!strcmp(words[at], "share") || !strcmp(words[at], "files")) && share_count < SHARES_MAX) {
+            int fd = listen_at(NULL, 50), is_root = *words[at] == 'f';
             at++;
-            share_pids[share_count] = start(command(&at), &fd, 1, SHARE_RIGHTS, pipes[1]);
+            share_pids[share_count] =
+                start(command(&at), &fd, 1, is_root ? 0 : vm_uid, is_root ? FILES_RIGHTS : SHARE_RIGHTS, pipes[1]);
             connect_to(fd, SHARE_FD + (int)share_count);
             close(fd);
             given[4 + share_count] = SHARE_FD + (int)share_count;
             share_count++;
         } else if (!strcmp(words[at], "qemu")) {
             at++;
-            qemu_pid = start(command(&at), given, 4 + share_count, 0, pipes[1]);
+            qemu_pid = start(command(&at), given, 4 + share_count, vm_uid, 0, pipes[1]);
         }
     }
     close(pipes[1]);
