@@ -44,6 +44,7 @@ def daemon(base: Path) -> Iterator[str]:
     STORE.mkdir(parents=True, exist_ok=True)
     (state / "vm").symlink_to(STORE)
     words = ["unshare", "--net", "--", str(BIN / "nestbedd"), "--name", "bench", "--run-dir", str(run), "--state-dir", str(state)]
+    words += ["--file-system", ","]  # the bare machine shares nothing but its root either
     process = subprocess.Popen(words, stderr=subprocess.PIPE)
     assert process.stderr is not None
     if not any(b'"ready"' in line for line in process.stderr):

@@ -155,7 +155,7 @@ static void send_failure(struct port *port, uint32_t channel, int error, const c
 static void answer(struct port *port, uint32_t channel, int error, const char *step) {
     if (error)
         send_failure(port, channel, error, step);
-    else
+    else if (channel) /* on channel 0 of the first port nobody waits */
         send_frame(port, DONE, channel, NULL, 0);
 }
 

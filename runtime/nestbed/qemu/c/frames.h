@@ -42,7 +42,7 @@ enum frame_type {
     OUTPUT = 68,
     ERRORS = 69,
     ENDED = 70, /* 0 or the signal (32 bits), exit code (32 bits); after all output */
-    DONE = 71,
+    DONE = 71, /* not on channel 0 */
 };
 
 enum { STREAM_TTY = 1, STREAM_STDIN = 2 };
