@@ -269,6 +269,19 @@ def test_daemon_that_is_killed_ends_it(lan: Machine, start: Start) -> None:
     ping(lan)
 
 
+def test_capture_has_no_privileges_and_its_death_is_told(lan: Machine, start: Start) -> None:
+    capture = start("lan0", "-w", "-")
+    begun(capture)
+    pid = int(Path(f"/proc/{lan.daemon.pid}/task/{lan.daemon.pid}/children").read_text().split()[-1])
+    assert b"nestbed.lan.capturer" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["Uid"].split() == ["65534"] * 4
+    assert (int(status["CapEff"], 16), int(status["CapPrm"], 16), status["NoNewPrivs"]) == (0, 0, "1")
+    os.kill(pid, signal.SIGKILL)
+    _, err = capture.communicate(timeout=5)
+    assert (capture.returncode, b"has died" in err, b"\nremedy: " in err) == (1, True, True)
+
+
 def test_capture_of_an_idle_lan_costs_nothing_and_is_not_refused_to_others(lan: Machine, start: Start) -> None:
     captures = [start("lan0", "-w", "-") for _ in range(3)]
     for capture in captures:

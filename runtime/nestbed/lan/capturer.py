@@ -23,6 +23,8 @@ import sys
 import time
 from dataclasses import dataclass, fields
 
+import prctl
+
 from nestbed import __version__
 from nestbed.lan import pcapng
 from nestbed.linux import pcap
@@ -105,6 +107,7 @@ def _drop_privileges() -> None:
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    prctl.set_no_new_privs(True)
 
 
 def _opened(order: Order) -> pcap.Capture:
