@@ -63,6 +63,10 @@ VERBS: dict[str, Verb] = {
     "diff": Verb("experiment", "show what `up` would change"),
     "validate": Verb("topology", "check the files of an experiment"),
     "graph": Verb("topology", "draw an experiment"),
+    "import topdl": Verb("exchange", "make a vtopo file of a topdl file"),
+    "import containerlab": Verb("exchange", "make a vtopo file of a containerlab file"),
+    "export topdl": Verb("exchange", "make a topdl file of a vtopo file"),
+    "export containerlab": Verb("exchange", "make a containerlab file of a vtopo file"),
     "info": Verb("node", "tell what this node can and cannot do"),
     "audit": Verb("node", "compare the node's records with its kernel"),
     "node info": Verb("node", "the same as info"),
@@ -78,6 +82,8 @@ NOUNS: dict[str, str] = {
     "create": "make a container of a kind; nothing runs yet",
     "lan": "LANs: Ethernet segments that containers meet on",
     "node": "the machine that runs nestbedd",
+    "import": "make a vtopo file of another tool's",
+    "export": "make another tool's file of a vtopo file",
 }
 """First words that need a second one, and what they are about."""
 

@@ -31,7 +31,7 @@ _nbctl() {
             -H | --host) host=(-H "${COMP_WORDS[++at]}") ;;
             -o | --output) ((++at)) ;;
             -*) ;;
-            run | create | lan | node)
+            run | create | lan | node | import | export)
                 if ((at + 1 < COMP_CWORD)); then
                     verb="$word ${COMP_WORDS[++at]}"
                     break
@@ -41,6 +41,8 @@ _nbctl() {
                     create) _nbctl_fill -W "process qemu" ;;
                     lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair stats" ;;
                     node) _nbctl_fill -W "info events audit metrics" ;;
+                    import) _nbctl_fill -W "topdl containerlab" ;;
+                    export) _nbctl_fill -W "topdl containerlab" ;;
                 esac
                 return
                 ;;
@@ -48,7 +50,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff validate graph info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -86,6 +88,10 @@ _nbctl() {
         "diff") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
+        "import topdl") options="-h --help --skip --name --ptopo -H --host -o --output" valued="--skip --name -H --host -o --output" kinds=("files") ;;
+        "import containerlab") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
+        "export topdl") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
+        "export containerlab") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
         "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "node info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;

@@ -133,7 +133,7 @@ def _element(experiment: str, element: Element, node: str, paths: Paths) -> Plan
     if words.startup:
         args: tuple[str, ...] = ("/bin/sh", "-c", _STARTUP, "startup", *words.startup)
     else:
-        args = words.command or IDLE
+        args = words.command or (IDLE if words.kind == "process" else ())
     return PlannedElement(
         name=element.name,
         node_name=f"{experiment}.{element.name}",

@@ -19,7 +19,10 @@ ELEMENT = "nestbed.element"
 LAN = "nestbed.lan"
 DIGEST = "nestbed.digest"
 
-KINDS: Mapping[str, api.ContainerKind.ValueType] = {"process": api.CONTAINER_KIND_PROCESS}
+KINDS: Mapping[str, api.ContainerKind.ValueType] = {
+    "process": api.CONTAINER_KIND_PROCESS,
+    "qemu": api.CONTAINER_KIND_QEMU,
+}
 _FS: Mapping[str, api.FsMode.ValueType] = {
     "": api.FS_MODE_UNSPECIFIED,
     "host": api.FS_MODE_HOST,
@@ -79,14 +82,23 @@ def kind(planned: PlannedElement) -> api.ContainerKind.ValueType:
     Raises:
         Unsupported: there is none.
     """
-    found = KINDS.get(planned.element.words.kind)
+    words = planned.element.words
+    found = KINDS.get(words.kind)
+    if words.image:
+        raise Unsupported(
+            f"element {planned.name} has the image {words.image}, and machines have the node's own root only",
+            reason="IMAGE_NOT_OFFERED",
+            remedy="leave the image out",
+            element=planned.name,
+            image=words.image,
+        )
     if found is None:
         raise Unsupported(
-            f"element {planned.name} is of kind {planned.element.words.kind}, which `up` does not make",
+            f"element {planned.name} is of kind {words.kind}, which `up` does not make",
             reason="KIND_NOT_OFFERED",
             remedy="make it a process, or leave it out",
             element=planned.name,
-            kind=planned.element.words.kind,
+            kind=words.kind,
         )
     return found
 
@@ -134,7 +146,7 @@ def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
             cap_add=words.cap_add,
             cap_drop=words.cap_drop,
             sysctls=dict(planned.sysctls),
-            init=bool(words.startup),
+            init=bool(words.startup) and words.kind == "process",
         ),
     )
 
