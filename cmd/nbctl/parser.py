@@ -61,6 +61,7 @@ VERBS: dict[str, Verb] = {
     "down": Verb("experiment", "remove experiments with all they have"),
     "status": Verb("experiment", "show how experiments are"),
     "diff": Verb("experiment", "show what `up` would change"),
+    "verify": Verb("experiment", "look from inside every element, and tell what is not as the files say"),
     "validate": Verb("topology", "check the files of an experiment"),
     "graph": Verb("topology", "draw an experiment"),
     "import topdl": Verb("exchange", "make a vtopo file of a topdl file"),

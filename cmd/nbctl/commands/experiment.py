@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbctl import output, text
 from nbctl.commands import Command
 from nbctl.commands.topology import content, file_options, read_plan
 from nbctl.failure import FAILED, OK, Failure, Usage, report
+from nestbed.errors import translated
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -198,6 +200,27 @@ async def _diff(context: Context, args: Namespace) -> int:
     return FAILED if changes else OK
 
 
+def _verify_options(parser: Parser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="name")
+    parser.add_argument("--save", metavar="FILE", help="write the observation there: the same on whatever nodes the experiment is")
+
+
+async def _verify(context: Context, args: Namespace) -> int:
+    found = await context.client.verify_experiment(args.experiment)
+    if args.save:
+        import asyncio  # noqa: PLC0415 - few verbs need it here
+
+        with translated(f"writing {args.save}", path=args.save):
+            await asyncio.to_thread(Path(args.save).write_text, found.observation, encoding="utf-8")
+    if context.output in {"json", "yaml"}:
+        output.write(output.encode(context.output, output.plain(found)))
+    else:
+        calls = len(found.times)
+        verdict = "no deviation" if not found.deviations else f"{len(found.deviations)} deviations"
+        output.lines([f"{args.experiment}: {calls} calls answered, {verdict}", *map(text.escape, found.deviations)])
+    return FAILED if found.deviations else OK
+
+
 async def wait_ready(context: Context, args: Namespace) -> int:
     """``wait --ready``: until nothing is under way with the experiments."""
     if not args.names:
@@ -225,6 +248,13 @@ COMMANDS = {
     ),
     "down": Command(_down_options, _down, "  nbctl down street\n  nbctl down -f vtopo.yaml"),
     "status": Command(_status_options, _status, "  nbctl status\n  nbctl status street -o json"),
+    "verify": Command(
+        _verify_options,
+        _verify,
+        "  nbctl verify street\n  nbctl verify street --save one.json",
+        "Interfaces, MACs, MTUs, addresses, routes, names, neighbours; of all pairs whether they answer, TTL, path MTU, duplicates\n"
+        "and delay; frames from strangers. Elements need python3. Exit status 1 if anything deviates.",
+    ),
     "diff": Command(
         file_options,
         _diff,

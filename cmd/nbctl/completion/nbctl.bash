@@ -50,7 +50,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff validate graph import export info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff verify validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -86,6 +86,7 @@ _nbctl() {
         "down") options="-h --help -f --file --force -v --verbose -H --host -o --output" valued="-f --file -H --host -o --output" kinds=("") ;;
         "status") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("") ;;
         "diff") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
+        "verify") options="-h --help --save -H --host -o --output" valued="--save -H --host -o --output" kinds=("") ;;
         "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
         "import topdl") options="-h --help --skip --name --ptopo -H --host -o --output" valued="--skip --name -H --host -o --output" kinds=("files") ;;
@@ -136,6 +137,7 @@ _nbctl() {
         "down:-f" | "down:--file") _nbctl_kind "files"; return ;;
         "diff:-f" | "diff:--file") _nbctl_kind "files"; return ;;
         "diff:--on") _nbctl_kind "files"; return ;;
+        "verify:--save") _nbctl_kind "files"; return ;;
         "validate:-f" | "validate:--file") _nbctl_kind "files"; return ;;
         "validate:--on") _nbctl_kind "files"; return ;;
         "graph:-f" | "graph:--file") _nbctl_kind "files"; return ;;

@@ -55,6 +55,11 @@ class ExperimentCalls:
         request = api.WaitExperimentRequest(experiment=experiment)
         return (await self._call(self._experiments.WaitExperiment, request, seconds=None)).experiment
 
+    async def verify_experiment(self, experiment: str) -> api.VerifyExperimentResponse:
+        """What is seen from inside every element. Waits without limit."""
+        request = api.VerifyExperimentRequest(experiment=experiment)
+        return await self._call(self._experiments.VerifyExperiment, request, seconds=None)
+
 
 def _file(file: tuple[str, str]) -> api.TopologyFile:
     return api.TopologyFile(name=file[0], text=file[1])

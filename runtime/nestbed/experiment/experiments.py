@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from nestbed.errors import Busy, NestbedError, NotFound, shown
 from nestbed.experiment import plan as planning
 from nestbed.experiment import present, requests
+from nestbed.experiment import verify as verification
 from nestbed.experiment.fleet import Connect, Fleet, addresses, check_may, compare
 from nestbed.experiment.plan import Plan
 from nestbed.experiment.progress import Progress
 from nestbed.experiment.records import ExperimentRecord, File, Phase, Store
 from nestbed.experiment.requests import Digests
+from nestbed.experiment.verify import Verdict
 from nestbed.experiment.work import Rise, fall
 from nestbed.log import fields
 from nestbed.v1 import experiment_pb2
@@ -152,6 +154,19 @@ class Experiments:
             if name not in self._records:
                 return run.progress.outcome
         return await self._summary(self._records.get(name, record))
+
+    async def verify(self, name: str, *, admin: bool) -> Verdict:
+        """Look from inside every element.
+
+        Raises:
+            NotFound: there is none. Busy: it is on its way up or down. PermissionDenied: it acts as administrator, and the caller is none.
+        """
+        record = self._find(name)
+        self._check_idle(name)
+        plan, _ = await self._planned(record)
+        check_may(plan, admin=admin)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+            return await verification.verify(plan, fleet)
 
     # ------------------------------------------------------------ work
 

@@ -113,6 +113,7 @@ LEAST_ROLES: Mapping[str, Role] = {
     _EXPERIMENTS + "ListExperiments": Role.VIEWER,
     _EXPERIMENTS + "DiffExperiment": Role.OPERATOR,
     _EXPERIMENTS + "WaitExperiment": Role.VIEWER,
+    _EXPERIMENTS + "VerifyExperiment": Role.OPERATOR,
     _HEALTH + "Check": Role.NOBODY,
     _HEALTH + "Watch": Role.NOBODY,
     _HEALTH + "List": Role.NOBODY,

@@ -46,6 +46,15 @@ class ExperimentCalls(ExperimentServiceServicer):
     async def WaitExperiment(self, request: api.WaitExperimentRequest, context: Any) -> api.WaitExperimentResponse:
         return api.WaitExperimentResponse(experiment=await self._experiments.wait(request.experiment))
 
+    async def VerifyExperiment(self, request: api.VerifyExperimentRequest, context: Any) -> api.VerifyExperimentResponse:
+        verdict = await self._experiments.verify(request.experiment, admin=caller().is_admin)
+        times = [
+            api.MeasuredTime(element=element, address=address, milliseconds=milliseconds)
+            for element, by_address in verdict.measured.items()
+            for address, milliseconds in by_address.items()
+        ]
+        return api.VerifyExperimentResponse(observation=verdict.observation, deviations=verdict.deviations, times=times)
+
 
 def _files(request: api.UpRequest | api.DiffExperimentRequest) -> tuple[File, File | None]:
     if not request.vtopo.text:

@@ -32,6 +32,7 @@ LONG_CALLS = frozenset(
         # These call nodes in turn, this one too: they must not hold a place that such a call waits for.
         "/nestbed.v1.ExperimentService/GetExperiment",
         "/nestbed.v1.ExperimentService/DiffExperiment",
+        "/nestbed.v1.ExperimentService/VerifyExperiment",
     }
 )
 """Calls with one answer that wait for something outside nestbed; every stream is a long call too."""

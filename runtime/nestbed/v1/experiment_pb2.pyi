@@ -677,3 +677,89 @@ class WaitExperimentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitExperimentResponse: _TypeAlias = WaitExperimentResponse  # noqa: Y015
+
+@_typing.final
+class VerifyExperimentRequest(_message.Message):
+    """VerifyExperimentRequest names an experiment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    experiment: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        experiment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyExperimentRequest: _TypeAlias = VerifyExperimentRequest  # noqa: Y015
+
+@_typing.final
+class MeasuredTime(_message.Message):
+    """MeasuredTime is how long a call took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MILLISECONDS_FIELD_NUMBER: _builtins.int
+    element: _builtins.str
+    """Who called."""
+    address: _builtins.str
+    """Which address."""
+    milliseconds: _builtins.float
+    """The shortest time there and back, in milliseconds."""
+    def __init__(
+        self,
+        *,
+        element: _builtins.str = ...,
+        address: _builtins.str = ...,
+        milliseconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "element", b"element", "milliseconds", b"milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredTime: _TypeAlias = MeasuredTime  # noqa: Y015
+
+@_typing.final
+class VerifyExperimentResponse(_message.Message):
+    """VerifyExperimentResponse tells what was seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    DEVIATIONS_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    observation: _builtins.str
+    """A canonical JSON document without measured values: the same, byte by byte, on whatever nodes the experiment is."""
+    @_builtins.property
+    def deviations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is not as the files say, a line each."""
+
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredTime]:
+        """Times."""
+
+    def __init__(
+        self,
+        *,
+        observation: _builtins.str = ...,
+        deviations: _abc.Iterable[_builtins.str] | None = ...,
+        times: _abc.Iterable[Global___MeasuredTime] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "observation", b"observation", "times", b"times"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyExperimentResponse: _TypeAlias = VerifyExperimentResponse  # noqa: Y015

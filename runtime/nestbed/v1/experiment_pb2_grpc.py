@@ -66,6 +66,11 @@ class ExperimentServiceStub:
                 request_serializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.FromString,
                 _registered_method=True)
+        self.VerifyExperiment = channel.unary_unary(
+                '/nestbed.v1.ExperimentService/VerifyExperiment',
+                request_serializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentResponse.FromString,
+                _registered_method=True)
 
 
 class ExperimentServiceServicer:
@@ -115,6 +120,13 @@ class ExperimentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyExperiment(self, request, context):
+        """VerifyExperiment looks from inside every element and compares what it sees with what the files say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExperimentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.WaitExperiment,
                     request_deserializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.SerializeToString,
+            ),
+            'VerifyExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyExperiment,
+                    request_deserializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +330,33 @@ class ExperimentService:
             '/nestbed.v1.ExperimentService/WaitExperiment',
             nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.SerializeToString,
             nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.ExperimentService/VerifyExperiment',
+            nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentRequest.SerializeToString,
+            nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentResponse.FromString,
             options,
             channel_credentials,
             insecure,

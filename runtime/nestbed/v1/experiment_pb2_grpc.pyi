@@ -30,6 +30,8 @@ class ExperimentServiceStub:
     """DiffExperiment tells what Up would change."""
     WaitExperiment: _aio.UnaryUnaryMultiCallable[_experiment_pb2.WaitExperimentRequest, _experiment_pb2.WaitExperimentResponse]
     """WaitExperiment answers when the experiment is up and every element has become ready."""
+    VerifyExperiment: _aio.UnaryUnaryMultiCallable[_experiment_pb2.VerifyExperimentRequest, _experiment_pb2.VerifyExperimentResponse]
+    """VerifyExperiment looks from inside every element and compares what it sees with what the files say."""
 
 class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
     """ExperimentService brings experiments up and down. What the files hold stands in docs/experiments.md. The work goes on in the node
@@ -83,5 +85,13 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_experiment_pb2.WaitExperimentRequest, _abc.Awaitable[_experiment_pb2.WaitExperimentResponse]],
     ) -> _abc.Awaitable[_experiment_pb2.WaitExperimentResponse]:
         """WaitExperiment answers when the experiment is up and every element has become ready."""
+
+    @_abc_1.abstractmethod
+    def VerifyExperiment(
+        self,
+        request: _experiment_pb2.VerifyExperimentRequest,
+        context: _aio.ServicerContext[_experiment_pb2.VerifyExperimentRequest, _abc.Awaitable[_experiment_pb2.VerifyExperimentResponse]],
+    ) -> _abc.Awaitable[_experiment_pb2.VerifyExperimentResponse]:
+        """VerifyExperiment looks from inside every element and compares what it sees with what the files say."""
 
 def add_ExperimentServiceServicer_to_server(servicer: ExperimentServiceServicer, server: _aio.Server) -> None: ...
