@@ -100,3 +100,64 @@ def test_a_killed_daemon_goes_on_where_it_was(machine, daemon, tmp_path: Path) -
     assert "got 3\n" in nbctl(machine, "logs", "street.bot3")
     nbctl(machine, "down", "street")
     nbctl(machine, "audit")
+
+
+PAGE = """\
+experiment: page
+lans:
+  lan0: {}
+  wan: {delay: 10ms, mtu: 1400}
+elements:
+  one: {nics: [lan0]}
+  two: {nics: [lan0]}
+  router: {nics: [lan0, wan]}
+  far: {nics: [wan]}
+  alone: {}
+"""
+
+
+def test_verify_names_what_is_not_as_the_file_says(machine, daemon, tmp_path: Path) -> None:
+    path = tmp_path / "page.yaml"
+    path.write_text(PAGE)
+    nbctl(machine, "up", "-f", str(path))
+    assert nbctl(machine, "verify", "page") == "page: 15 calls answered, no deviation\n"
+    nbctl(machine, "exec", "page.two", "--", "ip", "link", "set", "eth0", "mtu", "1300")
+    nbctl(machine, "exec", "page.one", "--", "ip", "address", "add", "10.9.9.9/32", "dev", "eth0")
+    nbctl(machine, "exec", "page.far", "--", "ip", "route", "del", "10.0.0.0/24")
+    nbctl(machine, "run", "process", "-d", "--name", "eve", "--lan", "page.lan0,ip=10.0.0.66/24", "--", "ping", "-b", "10.0.0.255")
+    result = machine.nbctl("verify", "page")
+    assert result.returncode == 1
+    for said in (
+        "two: the interface eth0 is",
+        "one: the interface eth0 is",
+        "far: the route to 10.0.0.0/24 is missing",
+        "far: 10.0.0.1 does not answer",
+        "one: 10.0.1.2 does not answer",
+        "one: frames came to eth0 from 02:",
+        "one: the path MTU to 10.0.0.2 is unknown, not 1500",
+    ):
+        assert said in result.stdout, result.stdout
+    nbctl(machine, "rm", "-f", "eve")
+    nbctl(machine, "down", "page")
+
+
+@pytest.mark.slow
+def test_three_realisations_cannot_be_told_apart_from_inside(segment, tmp_path: Path) -> None:
+    """One machine; two, with the LANs between them; the same two the other way round: the same observation, byte by byte."""
+    first, second = segment.machines[:2]
+    places = {"one": first, "two": second}
+    nodes = "".join(f"  {name}: {{address: 'unix://{machine.run_dir}/admin.sock'}}\n" for name, machine in places.items())
+    placements = ["{}", "{one: one, two: two, router: one, far: two, alone: two}", "{one: two, two: one, router: two, far: one}"]
+    (tmp_path / "page.yaml").write_text(PAGE)
+    seen = []
+    for number, fixed in enumerate(placements):
+        (tmp_path / "ptopo.yaml").write_text(f"nodes:\n{nodes}placement: {{fixed: {fixed}}}\n")
+        nbctl(first, "up", "-f", str(tmp_path / "page.yaml"), "--on", str(tmp_path / "ptopo.yaml"))
+        result = first.nbctl("verify", "page", "--save", str(tmp_path / f"{number}.json"))
+        assert result.stdout == "page: 15 calls answered, no deviation\n"
+        seen.append((tmp_path / f"{number}.json").read_bytes())
+        nbctl(first, "down", "page")
+    assert seen[0] == seen[1] == seen[2]
+    for machine in places.values():
+        assert nbctl(machine, "ps", "-a", "-q") == ""
+        nbctl(machine, "audit")

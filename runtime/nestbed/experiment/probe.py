@@ -1,7 +1,8 @@
 """The program that `verify` runs inside an element: looks around, calls its peers, prints what it saw as JSON.
 
-Its source is handed to ``python3 -I -c``: it uses the standard library alone and imports nothing of nestbed. The request is its argument:
-``{"targets": {ADDRESS: seconds to wait}, "sizes": [...]}``; ``sizes`` are the packet sizes to try with don't-fragment, largest first.
+Its source is handed to ``python3 -I -c``: it uses the standard library alone and imports nothing of nestbed. The request is its argument,
+``{"targets": {ADDRESS: SIZE}, "seconds": ..., "sizes": [...]}``: the largest packet that is expected to reach each address (0: none is),
+how long to wait for answers, and other sizes to try, the largest first.
 
 IPv4 only for calls: ICMP echo (RFC 792) through a raw socket, so that TTL and duplicates show. A packet socket per interface (packet(7))
 meanwhile notes from which MACs frames come.
@@ -23,6 +24,8 @@ TRIES = 8
 SETTLE_SECONDS = 0.15
 _RTM_GETADDR, _RTM_GETROUTE = 22, 26
 _NLM_F_REQUEST_DUMP = 0x301
+_RTM_F_CLONED = 0x200
+"""Of what the kernel notes by itself, such as a path MTU."""
 _ETH_P_ALL = 3
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 _PACKET_OUTGOING = 4
@@ -78,8 +81,8 @@ def routes() -> dict[str, str]:
     """Routes through a next hop, of the main table: destination to next hop."""
     found = {}
     for fixed, given in dump(_RTM_GETROUTE):
-        family, prefix, _, _, table = struct.unpack_from("=BBBBB", fixed)
-        if 5 in given and table == 254:
+        family, prefix, _, _, table, _, _, _, flags = struct.unpack("=BBBBBBBBI", fixed)
+        if 5 in given and table == 254 and not flags & _RTM_F_CLONED:
             start = given.get(1, bytes(4 if family == socket.AF_INET else 16))
             found["default" if not prefix else f"{ipaddress.ip_address(start)}/{prefix}"] = str(ipaddress.ip_address(given[5]))
     return found
@@ -167,38 +170,44 @@ class Caller:
             self.heard[self.sniffers[sniffer]].add(data[6:12].hex(":"))
 
 
-def call_all(caller: Caller, targets: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Call each until it answers; how: TTL of the reply, number of replies too many, shortest time."""
+def call_all(caller: Caller, targets: dict[str, int], seconds: float) -> dict[str, dict[str, Any]]:
+    """Call each until it answers, TRIES times (twice if none is expected); how: TTL of the reply, replies too many, shortest time."""
     found: dict[str, dict[str, Any]] = {}
     asked: dict[int, str] = {}
     for number in range(TRIES):
-        missing = [address for address in targets if number < 2 or address not in found]
+        missing = [address for address, size in targets.items() if number < 2 or (address not in found and size)]
         if not missing:
             break
         round_ = {sequence: address for address in missing if (sequence := caller.call(address)) >= 0}
         asked.update(round_)
-        caller.listen(max(targets.values()), set(round_))
+        caller.listen(seconds, {sequence for sequence, address in round_.items() if targets[address]})
         for sequence, address in asked.items():
-            for ttl, seconds in caller.replies.get(sequence, []):
-                entry = found.setdefault(address, {"ttl": ttl, "seconds": seconds})
-                entry["seconds"] = min(entry["seconds"], seconds)
+            for ttl, took in caller.replies.get(sequence, []):
+                entry = found.setdefault(address, {"ttl": ttl, "seconds": took})
+                entry["seconds"] = min(entry["seconds"], took)
     for address, entry in found.items():
         counts = [len(caller.replies[sequence]) for sequence, other in asked.items() if other == address and sequence in caller.replies]
         entry["duplicates"] = sum(counts) - len(counts)
     return found
 
 
-def largest(caller: Caller, targets: dict[str, float], sizes: list[int]) -> dict[str, int]:
-    """The largest of ``sizes`` that comes back from each without being fragmented. A size that does not come is tried again."""
+def largest(caller: Caller, targets: dict[str, int], sizes: list[int], seconds: float) -> dict[str, int]:
+    """The largest packet that comes back from each without being fragmented: one byte more than expected is tried, then what is
+    expected, a few times, then each of ``sizes``.
+    """
     found: dict[str, int] = {}
+
+    def attempt(wanted: dict[str, int]) -> None:
+        round_ = {sequence: address for address, size in wanted.items() if (sequence := caller.call(address, size)) >= 0}
+        if round_:
+            caller.listen(seconds, set(round_))
+        found.update({address: wanted[address] for sequence, address in round_.items() if sequence in caller.replies})
+
+    attempt({address: size + 1 for address, size in targets.items() if size})
+    for _ in range(3):
+        attempt({address: size for address, size in targets.items() if size and address not in found})
     for size in sizes:
-        for _ in range(3):
-            missing = [address for address in targets if address not in found]
-            round_ = {sequence: address for address in missing if (sequence := caller.call(address, size)) >= 0}
-            if not round_:
-                break
-            caller.listen(max(targets.values()), set(round_))
-            found.update({address: size for sequence, address in round_.items() if sequence in caller.replies})
+        attempt({address: size for address in targets if address not in found})
     return found
 
 
@@ -206,10 +215,10 @@ def main() -> None:
     """Print what is seen."""
     request = json.loads(sys.argv[1])
     caller = Caller()
-    heard = call_all(caller, request["targets"])
-    reached = {address: seconds for address, seconds in request["targets"].items() if address in heard}
-    sizes = largest(caller, reached, request["sizes"]) if reached else {}
-    for address, size in sizes.items():
+    targets, seconds = request["targets"], request["seconds"]
+    heard = call_all(caller, targets, seconds)
+    reached = {address: size for address, size in targets.items() if address in heard}
+    for address, size in largest(caller, reached, request["sizes"], seconds).items():
         heard[address]["path_mtu"] = size
     seen = {
         "hostname": socket.gethostname(),

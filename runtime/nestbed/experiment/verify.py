@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import ipaddress
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ AT_ONCE = 16
 PATIENCE_SECONDS = 0.4
 DELAY_TOLERANCE_US = 5_000
 DELAY_TOLERANCE_SHARE = 0.2
+CLOCK_TOLERANCE_US = 500
+MEASURES = 3
+"""How often a time is measured again that was too long: what else a machine does makes times longer, never shorter."""
 _OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -43,30 +46,28 @@ async def verify(plan: Plan, fleet: Fleet) -> Verdict:
     """Look from inside every element. An element that cannot be asked is a deviation."""
     forwarding = Forwarding(plan)
     gates = {node: asyncio.Semaphore(AT_ONCE) for node in fleet.clients}
-    source = inspect.getsource(probe)
-    sizes = _sizes(plan)
+    expected = {
+        planned.name: {address: forwarding.expected(planned.name, address) for address in _addresses(plan, planned)}
+        for planned in plan.elements.values()
+    }
 
-    async def one(planned: PlannedElement) -> tuple[dict[str, Any] | None, str, dict[str, Expected | None]]:
-        expected = {address: forwarding.expected(planned.name, address) for address in _addresses(plan, planned)}
-        slowest = max((found.delay_us for found in expected.values() if found), default=0) / 1e6
-        request = {"targets": dict.fromkeys(expected, PATIENCE_SECONDS + 2 * slowest), "sizes": sizes}
+    async def one(planned: PlannedElement) -> tuple[dict[str, Any] | None, str]:
         async with gates[planned.node]:
-            try:
-                return (*await _ask(fleet, planned, ["python3", "-I", "-c", source, json.dumps(request)]), expected)
-            except NestbedError as error:
-                return None, error.message, expected
+            return await _ask(plan, fleet, planned, expected[planned.name])
 
     results = await asyncio.gather(*(one(planned) for planned in plan.elements.values()))
     seen: dict[str, Any] = {}
     measured: dict[str, dict[str, float]] = {}
     deviations: list[str] = []
-    for planned, (found, why, expected) in zip(plan.elements.values(), results, strict=True):
+    for planned, (found, why) in zip(plan.elements.values(), results, strict=True):
         if found is None:
             deviations.append(f"{planned.name} cannot be asked: {why}")
             continue
+        wanted = expected[planned.name]
+        await _measure_again(plan, fleet, planned, wanted, found["calls"])
         measured[planned.name] = {address: round(call.pop("seconds") * 1000, 2) for address, call in found["calls"].items()}
         seen[planned.name] = found
-        deviations += (f"{planned.name}: {line}" for line in _deviations(plan, planned, found, expected, measured[planned.name]))
+        deviations += (f"{planned.name}: {line}" for line in _deviations(plan, planned, found, wanted, measured[planned.name]))
         found["foreign"] = _foreign(plan, planned, found.pop("heard"))
         found["neighbours"] = sorted(set(found["neighbours"].values()) - _macs(plan, planned))
     document = {"version": VERSION, "experiment": plan.name, "elements": seen}
@@ -74,7 +75,43 @@ async def verify(plan: Plan, fleet: Fleet) -> Verdict:
     return Verdict(text, measured, deviations)
 
 
-async def _ask(fleet: Fleet, planned: PlannedElement, args: list[str]) -> tuple[dict[str, Any] | None, str]:
+async def _measure_again(
+    plan: Plan, fleet: Fleet, planned: PlannedElement, expected: Mapping[str, Expected | None], calls: dict[str, Any]
+) -> None:
+    """What took too long while all looked around at once is measured again, by itself: the shortest time counts."""
+    for _ in range(MEASURES):
+        slow = {
+            address: want
+            for address, want in expected.items()
+            if want and address in calls and not _is_in_time(calls[address]["seconds"] * 1e6, want)
+        }
+        if not slow:
+            return
+        found, _why = await _ask(plan, fleet, planned, slow)
+        for address, call in (found or {"calls": {}})["calls"].items():
+            calls[address]["seconds"] = min(calls[address]["seconds"], call["seconds"])
+
+
+def _is_in_time(microseconds: float, want: Expected) -> bool:
+    slack = DELAY_TOLERANCE_US + DELAY_TOLERANCE_SHARE * want.delay_us
+    return want.delay_us - CLOCK_TOLERANCE_US <= microseconds <= want.delay_us + slack
+
+
+async def _ask(
+    plan: Plan, fleet: Fleet, planned: PlannedElement, expected: Mapping[str, Expected | None]
+) -> tuple[dict[str, Any] | None, str]:
+    """What the element sees; None, and why, if it cannot be asked."""
+    slowest = max((found.delay_us for found in expected.values() if found), default=0) / 1e6
+    targets = {address: found.path_mtu if found else 0 for address, found in expected.items()}
+    request = {"targets": targets, "seconds": PATIENCE_SECONDS + 1.5 * slowest, "sizes": _sizes(plan)}
+    args = ["python3", "-I", "-c", inspect.getsource(probe), json.dumps(request)]
+    try:
+        return await _run(fleet, planned, args)
+    except NestbedError as error:
+        return None, error.message
+
+
+async def _run(fleet: Fleet, planned: PlannedElement, args: list[str]) -> tuple[dict[str, Any] | None, str]:
     output = {1: bytearray(), 2: bytearray()}
     start = api.ExecStart(container=planned.node_name, args=args, user="0:0")
     async with fleet.clients[planned.node].exec(start) as session:
@@ -103,9 +140,8 @@ def _addresses(plan: Plan, planned: PlannedElement) -> list[str]:
 
 
 def _sizes(plan: Plan) -> list[int]:
-    """Each MTU that there is, and one byte more, the largest first."""
-    mtus = {lan.lan.words.mtu for lan in plan.lans.values()} or {1500}
-    return sorted({mtu + more for mtu in mtus for more in (0, 1)}, reverse=True)
+    """Each MTU that there is, the largest first."""
+    return sorted({lan.lan.words.mtu for lan in plan.lans.values()}, reverse=True)
 
 
 def _macs(plan: Plan, planned: PlannedElement) -> set[str]:
@@ -128,7 +164,7 @@ def _foreign(plan: Plan, planned: PlannedElement, heard: dict[str, list[str]]) -
 
 
 def _deviations(
-    plan: Plan, planned: PlannedElement, found: dict[str, Any], expected: dict[str, Expected | None], times: dict[str, float]
+    plan: Plan, planned: PlannedElement, found: dict[str, Any], expected: Mapping[str, Expected | None], times: dict[str, float]
 ) -> Iterable[str]:
     """What differs from the plan."""
     if found["hostname"] != planned.name:
@@ -200,6 +236,5 @@ def _call(address: str, want: Expected | None, got: dict[str, Any] | None, milli
         yield f"{got['duplicates']} answers of {address} came twice"
     if got.get("path_mtu", 0) != want.path_mtu:
         yield f"the path MTU to {address} is {got.get('path_mtu', 'unknown')}, not {want.path_mtu}"
-    slack = DELAY_TOLERANCE_US + DELAY_TOLERANCE_SHARE * want.delay_us
-    if not want.delay_us <= milliseconds * 1000 + 500 or milliseconds * 1000 > want.delay_us + slack:
+    if not _is_in_time(milliseconds * 1000, want):
         yield f"{address} answers after {milliseconds} ms, not {want.delay_us / 1000:g} ms"
