@@ -250,10 +250,13 @@ class Legs:
 
     def _link(self, port: str, name: str) -> int:
         """The index of a device of a leg, made by an earlier daemon and finished; 0 for none. One that was not finished is removed."""
-        if not self._exists(name):
+        try:
+            link = self._rtnl.link(name)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
             return 0
-        link = next((link for link in self._rtnl.links() if link.name == name), None)
-        if link is not None and link.up and link.alias == self._mark + port:
+        if link.up and link.alias == self._mark + port:
             return link.index
         self.remove_device(name)
         return 0

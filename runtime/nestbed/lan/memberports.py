@@ -6,12 +6,13 @@ port is there or not; it is the node that has it on record.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
-from nestbed.errors import HostLacks, NestbedError, from_errno
+from nestbed.errors import HostLacks, NestbedError, Unavailable, from_errno
 from nestbed.lan import impair, legs
 from nestbed.lan.legs import Legs, Port
 from nestbed.lan.programs import PortPrograms, Side
@@ -25,6 +26,7 @@ from nestbed.runtime import Leftover
 _logger = logging.getLogger(__name__)
 
 _NOTHING = (NO_IMPAIRMENT, NO_IMPAIRMENT)
+_CARRIER_TRIES, _CARRIER_SECONDS = 1000, 0.002
 _SIDES = (Side.TO, Side.FROM)
 """In the order of the pairs of impairments."""
 _BUSY_MIN_NS = 1_000_000
@@ -133,6 +135,7 @@ class MemberPorts:
         before = self._wanted.get(nic.port, _NOTHING)
         if before == (to, from_):
             return
+        await asyncio.sleep(0)  # each device takes the kernel milliseconds: let others have a turn between the ports of a LAN
         try:
             await self._change(nic.port, (to, from_))
         except BaseException as error:
@@ -170,6 +173,20 @@ class MemberPorts:
             await self._relay.settle()
             for delay in delays:
                 self._relay.check(delay.tap)
+                await self._carried(delay.tap)
+
+    async def _carried(self, tap: str) -> None:
+        """Wait until a tap that the relay has opened takes frames; what is sent to it before is lost."""
+        for _ in range(_CARRIER_TRIES):
+            if self._rtnl.is_carrying(tap):
+                return
+            await asyncio.sleep(_CARRIER_SECONDS)
+        raise Unavailable(
+            f"the tap {tap} does not take frames",
+            reason="RELAY_NOT_READY",
+            remedy="see relay.log in the run directory",
+            tap=tap,
+        )
 
     @contextlib.contextmanager
     def _logged(self, port: str) -> Iterator[None]:

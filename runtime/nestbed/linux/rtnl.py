@@ -41,7 +41,7 @@ _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270,
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_INFO_KIND = 18, 20, 23, 1
 _RTEXT_FILTER_SKIP_STATS = 8
-_IFF_UP = 1
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _IFA_F_NODAD = 2
 _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8913, 0x8933
 
@@ -368,6 +368,15 @@ class Rtnl:
                     if refusal is not None or found is None:
                         raise refusal or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
                     return found
+
+    def link(self, name: str) -> Link:
+        """The device of that name (ENODEV: there is none)."""
+        return _link(self.ask(RTM_GETLINK, RTM_NEWLINK, _IFINFOMSG.pack(0, 0, self.link_index(name), 0, 0)))
+
+    def is_carrying(self, name: str) -> bool:
+        """Whether the device has a carrier and takes frames: the kernel gets ready for that some time after the carrier came (ENODEV)."""
+        answer = self.ask(RTM_GETLINK, RTM_NEWLINK, _IFINFOMSG.pack(0, 0, self.link_index(name), 0, 0))
+        return bool(_IFINFOMSG.unpack_from(answer)[3] & _IFF_RUNNING)
 
     def counters_of(self, index: int) -> Counters:
         """The counters of one device (ENODEV: there is none)."""
