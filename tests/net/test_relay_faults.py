@@ -77,7 +77,6 @@ def test_killed_relay_leaves_the_fast_path_alone_and_is_back_within_a_second(own
     sender.join()
     assert numbers == list(range(20_000))
     until(lambda: passes(lab, 1514, random.randrange(1 << 32)))
-    time.sleep(0)  # the relay ran for long enough, or not, to be started at once: both are within the second
     die()
     assert time_without[0] < BACK_SECONDS
     for kind in ("relay.lost", "relay.started"):
@@ -171,7 +170,7 @@ def test_what_does_not_fit_the_socket_buffer_is_counted(own_labs) -> None:
 
     until(accounted)
     assert lab.drops(1)["no-memory"] > 0
-    assert passes(lab, 100, 1)
+    until(lambda: passes(lab, 100, random.randrange(1 << 32)))
 
 
 def test_garbage_at_line_rate_does_no_harm(own_labs) -> None:

@@ -88,22 +88,30 @@ def test_a_damaged_request_is_refused(tmp_path, text: str) -> None:
 def test_a_station_may_move_now_and_then() -> None:
     table = MacTable(0.0)
     for number in range(100):
-        assert table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, number * 0.06)
+        assert table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, number * 0.3)
     assert table.loops == []
 
 
-def test_a_restless_station_is_pinned_and_let_go() -> None:
+def test_what_is_in_two_places_at_once_is_taken_where_it_came_from_first() -> None:
     table = MacTable(0.0)
-    passed = [table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, number * 0.001) for number in range(40)]
-    assert passed[: macs.MOVES_MAX + 1] == [True] * (macs.MOVES_MAX + 1)
-    # From then on only where it was: its frames from there pass.
-    assert [passed[number] for number in range(macs.MOVES_MAX + 1, 40)] == [number % 2 == macs.MOVES_MAX % 2 for number in range(21, 40)]
+    for number in range(100):
+        assert table.admits(MAC, LOCAL, number * 0.01)
+        assert not table.admits(MAC, "192.0.2.1", number * 0.01)
     assert [(loop.mac, loop.origin, loop.other) for loop in table.loops] == [(MAC.hex(":"), LOCAL, "192.0.2.1")]
     assert table.admits(b"\x02\0\0\0\0\x02", "192.0.2.1", 0.1)
-    table.age(1.0)
-    assert not table.admits(MAC, "192.0.2.1", 1.0)
-    table.age(10.0)
-    assert table.admits(MAC, "192.0.2.1", 10.0)
+
+
+def test_a_restless_station_is_pinned_as_long_as_both_are_heard() -> None:
+    table, times = MacTable(0.0), [number * 0.06 for number in range(200)]
+    passed = [table.admits(MAC, "192.0.2.1" if number % 2 else LOCAL, now) for number, now in enumerate(times)]
+    assert passed[: macs.MOVES_MAX + 1] == [True] * (macs.MOVES_MAX + 1)
+    kept = macs.MOVES_MAX % 2
+    until = int(macs.PIN_SECONDS / 0.06)
+    assert [number % 2 for number in range(macs.MOVES_MAX + 1, until) if passed[number]] == [kept] * len(
+        range(macs.MOVES_MAX + 2, until, 2)
+    )
+    assert not table.admits(MAC, LOCAL, times[-1] + 0.01)
+    assert table.admits(MAC, LOCAL, times[-1] + macs.PIN_SECONDS + 1)
 
 
 def test_silent_stations_are_forgotten_and_the_table_is_bounded() -> None:
@@ -115,7 +123,7 @@ def test_silent_stations_are_forgotten_and_the_table_is_bounded() -> None:
     assert table.owner(MAC) is None
     for number in range(5 * macs.STATIONS_MAX):
         assert table.admits(number.to_bytes(6, "big"), LOCAL, 1000.0)
-    assert len(table.origins) <= macs.STATIONS_MAX
+    assert len(table.places) <= macs.STATIONS_MAX
 
 
 def test_counters_outlive_writer_and_reader(tmp_path) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 
 from nestbed.lan.reasons import Reason
 from nestbed.lan.relay import frames
+from nestbed.lan.relay.ear import open_ear, source_of
 from nestbed.lan.relay.engine import Engine
 from nestbed.lan.relay.macs import LOCAL, Loop, MacTable
 from nestbed.lan.relay.tally import DROPS_AT, RECEIVED_AT, SENT_AT
@@ -57,6 +58,7 @@ class Segment:
         self._welcome: dict[str, set[tuple[str, int]]] = {name: set() for name in wanted.underlays}
         self._overflows: dict[str, int] = {}
         self._by_peer: dict[str, Sockets] = {}
+        self._ears: dict[str, socket.socket] = {}
         self._tap = tun.open_tap(wanted.tap)
         engine.watch(self._tap, self._from_tap)
 
@@ -75,7 +77,7 @@ class Segment:
 
     def refresh(self) -> None:
         """Make the sockets what the underlays demand now. Cheap if nothing changed."""
-        now = time.monotonic()
+        now, before = time.monotonic(), set(self._paths.values())
         for name in self.wanted.underlays:
             shape = Shape.of(name)
             fault = shape.fault(needs_multicast=not self.wanted.peers)
@@ -94,6 +96,8 @@ class Segment:
         # As the fast path has it: a frame goes by it on all underlays or on none.
         self._fits_bytes = min((path.fits_bytes for path in self._paths.values()), default=0)
         self.serve_members(self.has_members)
+        if before != set(self._paths.values()):
+            self._prick_up_ears()
 
     def serve_members(self, has_members: bool) -> None:  # noqa: FBT001 - the state that it takes over
         """Have stock members on this machine hear what is sent, or not."""
@@ -119,6 +123,7 @@ class Segment:
         """Leave the groups and let the tap go; it stays, without a carrier. The cells are released."""
         for name in list(self._paths):
             self._close(name)
+        self._prick_up_ears()
         self._let_go()
         self._cells.release()
 
@@ -145,6 +150,31 @@ class Segment:
             os.close(self._tap)
             self._tap = -1
 
+    def _prick_up_ears(self) -> None:
+        """Listen for our own on other underlays, where the fast path does not."""
+        for sock in self._ears.values():
+            self._engine.forget(sock.fileno())
+            sock.close()
+        self._ears.clear()
+        if len(self._paths) < 2 or self.wanted.peers or self.wanted.is_fast:
+            return
+        for name in self._paths:
+            others = [path.shape.address for other, path in self._paths.items() if other != name]
+            try:
+                sock = self._ears[name] = open_ear(name, self.wanted.group, others)
+            except OSError:  # it is going away at this moment
+                continue
+            self._engine.watch(sock.fileno(), partial(self._hear, name, sock))
+
+    def _hear(self, name: str, ear: socket.socket) -> None:
+        try:
+            source = source_of(ear.recv(64))
+        except OSError:
+            return
+        other = next((other for other, path in self._paths.items() if path.shape.address == source), None)
+        if other is not None:
+            self._set_aside(name, other)
+
     def _routes(self) -> dict[str, Sockets]:
         """By which underlay each peer is reached."""
         by_address = {path.shape.address: path for path in self._paths.values()}
@@ -162,7 +192,8 @@ class Segment:
     # ---- frames to other machines
 
     def _from_tap(self) -> None:
-        tap, length, origins, is_fast = self._tap, self._read_bytes, self.macs.origins, self.wanted.is_fast
+        tap, length, places, is_fast = self._tap, self._read_bytes, self.macs.places, self.wanted.is_fast
+        now = time.monotonic()
         for _ in range(BATCH_FRAMES):
             try:
                 frame = os.read(tap, length)
@@ -176,10 +207,13 @@ class Segment:
                 self._send_here(frame)
                 continue
             mac = frame[6:12]
-            if origins.get(mac) != LOCAL:
-                if not self._admits(frame, mac, LOCAL, SENT_AT):
-                    continue
-                origins = self.macs.origins
+            place = places.get(mac)
+            if place is not None and place.origin == LOCAL:
+                place.heard = now
+            elif self._admits(frame, mac, LOCAL, SENT_AT):
+                places = self.macs.places
+            else:
+                continue
             self._send(frame)
 
     def _send(self, frame: bytes) -> None:
@@ -234,8 +268,8 @@ class Segment:
     # ---- frames from other machines
 
     def _from_underlay(self, name: str, receiver: socket.socket) -> None:
-        receive, origins, welcome, read_bytes = receiver.recvfrom, self.macs.origins, self._welcome[name], self._read_bytes
-        mtu, passes_on = self.wanted.mtu, len(self._paths) > 1 and not self.wanted.peers
+        receive, places, welcome, read_bytes = receiver.recvfrom, self.macs.places, self._welcome[name], self._read_bytes
+        now, mtu, passes_on = time.monotonic(), self.wanted.mtu, len(self._paths) > 1 and not self.wanted.peers
         for _ in range(BATCH_FRAMES):
             try:
                 frame, source = receive(read_bytes)
@@ -247,10 +281,13 @@ class Segment:
                 self._drop(RECEIVED_AT, Reason.GIANT)
                 continue
             mac, address = frame[6:12], source[0]
-            if origins.get(mac) != address:
-                if not self._admits(frame, mac, address, RECEIVED_AT):
-                    continue
-                origins = self.macs.origins
+            place = places.get(mac)
+            if place is not None and place.origin == address:
+                place.heard = now
+            elif self._admits(frame, mac, address, RECEIVED_AT):
+                places = self.macs.places
+            else:
+                continue
             self._deliver(frame)
             if passes_on:
                 # A LAN with several underlays joins them.
