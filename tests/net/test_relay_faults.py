@@ -173,6 +173,25 @@ def test_what_does_not_fit_the_socket_buffer_is_counted(own_labs) -> None:
     until(lambda: passes(lab, 100, random.randrange(1 << 32)))
 
 
+def test_what_does_not_fit_the_taps_queue_is_counted(own_labs) -> None:
+    lab = own_labs(2, 2, relay="userspace")
+    here, there = lab.stations
+    pid = relay_pid(lab.machines[0])
+    before = lab.stats(0).sent.frames
+    os.kill(pid, signal.SIGSTOP)
+    sent = 5000
+    for _ in range(sent):
+        here.send(there.mac + here.mac + KIND + bytes(100))
+    os.kill(pid, signal.SIGCONT)
+
+    def accounted() -> bool:
+        stats = lab.stats(0).sent
+        return stats.frames - before + sum(drop.frames for drop in stats.drops) >= sent
+
+    until(accounted)
+    assert sum(drop.frames for drop in lab.stats(0).sent.drops if drop.reason == "no-memory") > 0
+
+
 def test_garbage_at_line_rate_does_no_harm(own_labs) -> None:
     lab = own_labs(3, 2, relay="userspace")
     pid = relay_pid(lab.machines[1])

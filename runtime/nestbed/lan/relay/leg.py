@@ -42,6 +42,10 @@ class Leg:
             self._cells[:] = memoryview(bytes(self._cells.nbytes)).cast("Q")
         self.wanted = wanted
 
+    def note_lost(self, count: int) -> None:
+        """So many frames did not fit into the tap's queue."""
+        self._cells[_OVERFLOWED] += count
+
     def close(self) -> None:
         """End it; what waits is lost. The cells are released."""
         self._let_go()

@@ -19,6 +19,7 @@ from nestbed.lan.relay.leg import Leg
 from nestbed.lan.relay.members import local_members
 from nestbed.lan.relay.segment import Segment
 from nestbed.lan.relay.tally import Tally
+from nestbed.lan.relay.taps import TapDrops
 from nestbed.lan.relay.underlay import Shape
 from nestbed.lan.relay.wanted import DelayLeg, RelayedLan, Wanted
 from nestbed.linux import ifreq
@@ -48,6 +49,7 @@ class Relay:
         self._told = ""
         self._complaint = ""
         self._generation = 0
+        self._tap_drops = TapDrops()
         self._rising: set[str] = set()
         self._rises_until = 0.0
         self._is_stranger_near = False
@@ -100,6 +102,7 @@ class Relay:
         self._apply_lans({lan.id: lan for lan in wanted.lans})
         self._apply_legs({leg.tap: leg for leg in wanted.legs})
         self._look_for_members()
+        self._count_tap_drops()
         self._rising = {*(lan.tap for lan in wanted.lans), *(leg.tap for leg in wanted.legs)}
         self._rises_until = time.monotonic() + RISE_SECONDS
 
@@ -179,6 +182,7 @@ class Relay:
                 members.set_flags(self._run_dir / "bpf", fast)
 
     def _tick(self) -> None:
+        self._count_tap_drops()
         for segment in self._segments.values():
             segment.tick()
             for loop in segment.macs.loops:
@@ -190,6 +194,14 @@ class Relay:
         if self._errors or is_broken:
             self._mend()
         self._look_for_members()
+
+    def _count_tap_drops(self) -> None:
+        by_tap = {segment.wanted.tap: segment for segment in self._segments.values()}
+        for tap, count in self._tap_drops.look([*by_tap, *self._legs]).items():
+            if tap in by_tap:
+                by_tap[tap].note_lost(count)
+            else:
+                self._legs[tap].note_lost(count)
 
     def _mend(self) -> None:
         """A tap that was not there, or was made again, may be there now."""

@@ -119,6 +119,10 @@ class Segment:
             self._aside.clear()
             self.refresh()
 
+    def note_lost(self, count: int) -> None:
+        """So many frames to other machines did not fit into the tap's queue."""
+        self._drop(SENT_AT, Reason.NO_MEMORY, count)
+
     def close(self) -> None:
         """Leave the groups and let the tap go; it stays, without a carrier. The cells are released."""
         for name in list(self._paths):
