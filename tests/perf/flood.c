@@ -50,7 +50,7 @@ static void open_link(struct link *link, const char *name, const char *mac_text)
 	for (int i = 0; i < FRAMES; i++) {
 		/* IPv4 and UDP to an address that nobody has: the receiver looks at it and lets it go. 60 bytes and the check sequence. */
 		unsigned char *frame = (unsigned char *)link->ring + i * SLOT + TPACKET2_HDRLEN - sizeof(struct sockaddr_ll);
-		static const unsigned char ip[] = { 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2, 0x30, 0, 0x30, 0, 0, 26 };
+		static const unsigned char ip[] = { 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0xF6, 0xBB, 192, 0, 2, 1, 192, 0, 2, 2, 0x30, 0, 0x30, 0, 0, 26 };
 
 		memcpy(frame, mac, 6);
 		memcpy(frame + 6, own, 6);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nestbed.linux import bpf, tc
 from nestbed.linux.rtnl import Rtnl
 
 OBJECT = Path(__file__).with_name("bpf") / "lan.bpf.o"
-MAPS = ("lans", "groups", "own_addresses", "lan_traffic", "places", "members", "refusals", "echoes")
+MAPS = ("lans", "groups", "lan_traffic", "places", "members", "refusals", "echoes")
 
 OUTER_BYTES = 42
 """Ethernet, IPv4 without options, UDP."""
@@ -33,7 +33,7 @@ DECAP_PRIORITY, DECAP_HANDLE, DECAP_NAME = 0x6E62, 0x6E62, "nestbed-decap"
 _UNICAST = 1
 _LEG = struct.Struct("=II2x42sI")
 _PEER = struct.Struct("=4s6sBB")
-_LAN = struct.Struct("=QIIIIIH2sBB6x")
+_LAN = struct.Struct("=QIIIIIH2sBBH4x")
 _GROUP = struct.Struct("=4sI2s2x")
 _STATION = struct.Struct("=Q6s2x")
 _REFUSAL = struct.Struct("=QQ4s4s")
@@ -102,6 +102,7 @@ class Entry:
             self.udp_port.to_bytes(2, "big"),
             len(self.legs),
             len(self.peers),
+            min((leg.mtu for leg in self.legs), default=0),
         )
         legs = [self._pack_leg(leg) for leg in self.legs] + [bytes(_LEG.size)] * (LEGS_MAX - len(self.legs))
         peers = [_pack_peer(peer) for peer in self.peers] + [bytes(_PEER.size)] * (PEERS_MAX - len(self.peers))
@@ -227,15 +228,6 @@ class FastPath:
         for key in [_KEY.unpack(key)[0] for key in self._maps["lan_traffic"].keys()]:  # noqa: SIM118 - no dictionary
             if key not in keys:
                 self._maps["lan_traffic"].delete(_KEY.pack(key))
-
-    def set_own_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """The addresses of the underlays, each with the index of the interface it is on."""
-        wanted = {_packed(address): index for address, index in addresses}
-        for address, index in wanted.items():
-            self._maps["own_addresses"].update(address, _INDEX.pack(index))
-        for address in list(self._maps["own_addresses"].keys()):
-            if address not in wanted:
-                self._maps["own_addresses"].delete(address)
 
     def traffic(self, lan_id: str) -> tuple[list[bytes], list[bytes]]:
         """What the LAN received and sent by this path since it was first put, on each CPU, as ``nestbed.lan.traffic`` decodes it."""

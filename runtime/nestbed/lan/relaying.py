@@ -268,7 +268,6 @@ class Relaying:
         with translated("attaching to the underlays"):
             for one in present:
                 self._attachments.attach(self._fast, one.name, one.index)
-            self._fast.set_own_addresses([(one.address, one.index) for one in present if one.address])
 
     def _make_segmenter(self, fast: FastPath) -> None:
         self._segmenter, far_end = self._uplinks.make_segmenter()

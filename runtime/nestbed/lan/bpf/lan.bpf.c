@@ -71,7 +71,8 @@ struct lan {
 	__be16 udp_port;
 	__u8 legs_count;
 	__u8 peers_count;
-	__u16 unused[3];
+	__u16 mtu; /* the smallest of its underlays' */
+	__u16 unused[2];
 	struct leg legs[LEGS_MAX];
 	struct peer peers[PEERS_MAX];
 };
@@ -135,15 +136,6 @@ struct {
 	__type(value, __u32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } groups SEC(".maps");
-
-/* The addresses of the underlays, and the interface that each is on. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 256);
-	__type(key, __be32);
-	__type(value, __u32);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} own_addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -344,6 +336,8 @@ static __always_inline int make_room(struct __sk_buff *skb, struct ethhdr *eth, 
 	}
 	if (result < 0)
 		return result;
+	if (!tags_length)
+		return bpf_skb_store_bytes(skb, OUTER_LEN, eth, sizeof(*eth), 0);
 	bpf_skb_store_bytes(skb, OUTER_LEN, eth, 2 * ETH_ALEN, 0);
 #pragma unroll
 	for (int i = 0; i < TAGS_MAX; i++)
@@ -410,17 +404,6 @@ static __always_inline __be32 owner(struct lan *lan, const __u8 *mac)
 	return place ? place->origin : 0;
 }
 
-static __always_inline __u32 smallest_mtu(const struct lan *lan)
-{
-	__u32 mtu = 65535;
-
-#pragma unroll
-	for (int i = 0; i < LEGS_MAX; i++)
-		if (i < lan->legs_count && lan->legs[i].mtu < mtu)
-			mtu = lan->legs[i].mtu;
-	return mtu;
-}
-
 static __always_inline int has_members(const struct lan *lan)
 {
 	__u32 slot = lan->key & (MEMBER_SLOTS - 1);
@@ -462,10 +445,11 @@ static __always_inline int carry(struct __sk_buff *skb, __u32 index, __u32 copie
 	both = bpf_map_lookup_elem(&lan_traffic, &lan->key);
 	if (both)
 		traffic = &both->to_wire;
-	if (read_headers(skb, &headers) < 0 || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) < 0) {
+	if (read_headers(skb, &headers) < 0) {
 		amount.frames = 1;
 		return drop(traffic, REASON_RUNT, &amount);
 	}
+	eth = headers.eth;
 	amount = on_the_wire(&headers, skb->len, skb->gso_size);
 	if (!is_station(eth.h_source))
 		return drop(traffic, REASON_MALFORMED, &amount);
@@ -479,7 +463,7 @@ static __always_inline int carry(struct __sk_buff *skb, __u32 index, __u32 copie
 
 	longest = amount.frames > 1 ? headers.length + skb->gso_size : skb->len;
 	longest += OUTER_LEN - ETH_HLEN + (skb->vlan_present ? TAG_LEN : 0);
-	if (longest > smallest_mtu(lan))
+	if (longest > lan->mtu)
 		return to_slow_path(lan, traffic, REASON_OVERSIZE, &amount);
 	if (skb->gso_size && !(headers.classes & (1 << CLASS_TCP)))
 		return segment(skb, lan, copied);
@@ -530,6 +514,28 @@ static __always_inline int is_peer(struct lan *lan, __be32 address)
 			break;
 		if (lan->peers[i].address == address)
 			return 1;
+	}
+	return 0;
+}
+
+/* Whether a datagram that came in is one that this LAN sent: on the same underlay or, which is noted, on another. */
+static __always_inline int is_own(struct __sk_buff *skb, struct lan *lan, __be32 source)
+{
+#pragma unroll
+	for (int i = 0; i < LEGS_MAX; i++) {
+		struct echo echo = { .lan = lan->key, .underlay = skb->ifindex };
+		__u64 *count, one = 1;
+
+		if (i >= lan->legs_count || lan->legs[i].header.ip.saddr != source)
+			continue;
+		if (lan->legs[i].ifindex == skb->ifindex)
+			return 1;
+		count = bpf_map_lookup_elem(&echoes, &echo);
+		if (count)
+			*count += 1;
+		else
+			bpf_map_update_elem(&echoes, &echo, &one, BPF_ANY);
+		return 1;
 	}
 	return 0;
 }
@@ -594,7 +600,7 @@ int decap(struct __sk_buff *skb)
 	struct outer outer;
 	struct place *place;
 	struct ethhdr eth;
-	__u32 *port, *own, longest;
+	__u32 *port, longest;
 	struct lan *lan;
 	int is_allowed;
 
@@ -618,19 +624,8 @@ int decap(struct __sk_buff *skb)
 	if (both)
 		traffic = &both->from_wire;
 
-	own = bpf_map_lookup_elem(&own_addresses, &outer.ip.saddr);
-	if (own) {
-		if (*own != skb->ifindex) {
-			struct echo echo = { .lan = lan->key, .underlay = skb->ifindex };
-			__u64 *count = bpf_map_lookup_elem(&echoes, &echo), one = 1;
-
-			if (count)
-				*count += 1;
-			else
-				bpf_map_update_elem(&echoes, &echo, &one, BPF_ANY);
-		}
+	if (is_own(skb, lan, outer.ip.saddr))
 		return drop(traffic, REASON_OWN, &amount);
-	}
 	if ((lan->flags & LAN_UNICAST) && !is_peer(lan, outer.ip.saddr))
 		return drop(traffic, REASON_STRANGER, &amount);
 	/* Several datagrams that a socket of another machine handed down as one: the stack takes them apart. */
@@ -672,7 +667,7 @@ int decap(struct __sk_buff *skb)
 	if (traffic)
 		add_traffic(traffic, &headers, &amount);
 	/* Other sockets of this machine do not see the datagram any more. The relay tells by the length that this is for them alone. */
-	if (lan->tap && has_members(lan) && longest + sizeof(struct iphdr) + sizeof(struct udphdr) <= smallest_mtu(lan))
+	if (lan->tap && has_members(lan) && longest + OUTER_LEN - ETH_HLEN <= lan->mtu)
 		bpf_clone_redirect(skb, lan->tap, 0);
 	return into_bridge(skb, lan, place, &headers);
 }

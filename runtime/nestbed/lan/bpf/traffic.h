@@ -30,6 +30,7 @@ struct traffic {
 
 /* Where things are in a frame, and which classes it belongs to (a bit for each). */
 struct headers {
+	struct ethhdr eth;
 	__u16 classes;
 	__u16 l3;     /* where what the EtherType names begins, behind VLAN tags */
 	__u16 length; /* of all headers, TCP's with them if it is TCP: what each segment of a super-frame begins with */
@@ -48,7 +49,9 @@ static __always_inline void note_l4(struct __sk_buff *skb, struct headers *h, __
 	switch (protocol) {
 	case IPPROTO_TCP:
 		h->classes |= 1 << CLASS_TCP;
-		if (is_first && bpf_skb_load_bytes(skb, at + 12, &offset, 1) == 0)
+		h->length = at + 20;
+		/* Its options matter to super-frames alone, which repeat them. */
+		if (skb->gso_size && is_first && bpf_skb_load_bytes(skb, at + 12, &offset, 1) == 0)
 			h->length = at + (offset >> 4) * 4;
 		break;
 	case IPPROTO_UDP:
@@ -87,19 +90,23 @@ static __always_inline void note_ipv6(struct __sk_buff *skb, struct headers *h)
 	note_l4(skb, h, at, next, 1);
 }
 
+static __always_inline int is_all_ones(const __u8 *mac)
+{
+	return (mac[0] & mac[1] & mac[2] & mac[3] & mac[4] & mac[5]) == 0xFF;
+}
+
 /* Read the headers of a frame (skb->data at its Ethernet header). 0, or -1 for one without an Ethernet header. */
 static __always_inline int read_headers(struct __sk_buff *skb, struct headers *h)
 {
-	struct ethhdr eth;
 	__be16 tag[2];
 
 	h->classes = 0;
 	h->l3 = h->length = ETH_HLEN;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) < 0)
+	if (bpf_skb_load_bytes(skb, 0, &h->eth, sizeof(h->eth)) < 0)
 		return -1;
-	h->protocol = eth.h_proto;
-	if (eth.h_dest[0] & 1) {
-		int is_broadcast = (eth.h_dest[0] & eth.h_dest[1] & eth.h_dest[2] & eth.h_dest[3] & eth.h_dest[4] & eth.h_dest[5]) == 0xFF;
+	h->protocol = h->eth.h_proto;
+	if (h->eth.h_dest[0] & 1) {
+		int is_broadcast = is_all_ones(h->eth.h_dest);
 
 		h->classes |= 1 << (is_broadcast ? CLASS_BROADCAST : CLASS_MULTICAST);
 	}
