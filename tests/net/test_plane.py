@@ -11,6 +11,7 @@ from nestbed.errors import AlreadyExists
 from nestbed.lan import netfilter
 from nestbed.lan.addressing import bridge_name
 from nestbed.lan.plane import Plane
+from nestbed.linux import bpf
 from nestbed.linux.rtnl import Link, Rtnl
 from nestbed.model import Ability, Lan
 
@@ -103,6 +104,19 @@ async def test_interface_of_somebody_else_is_left_alone(inside) -> None:
     rtnl.delete_link(wanted.bridge)
     rtnl.close()
     await plane.aclose()
+
+
+async def test_pins_stay_as_long_as_a_lan_does(machine) -> None:
+    wanted, pins = lan("lan0"), machine.run_dir / "bpf"
+    machine.run_dir.mkdir(parents=True)
+    with machine.entered():
+        for step in (Plane.create, Plane.delete):
+            plane = Plane(node_id="0123abcd", run_dir=machine.run_dir)
+            await plane.open(lambda *_: None)
+            assert bpf.is_bpffs(pins)
+            await step(plane, wanted)
+            await plane.aclose()
+            assert pins.exists() == (step is Plane.create)
 
 
 def firewall_settings() -> list[str]:

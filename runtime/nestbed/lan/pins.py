@@ -6,9 +6,11 @@ everything is made again.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from nestbed.linux import bpf
+from nestbed.linux.mount import umount2
 
 
 def pin_dir(run_dir: Path) -> Path:
@@ -17,8 +19,20 @@ def pin_dir(run_dir: Path) -> Path:
     Raises:
         OSError: this kernel has no BPF file system, or this process may not mount it.
     """
-    path = run_dir / "bpf"
+    path = _path(run_dir)
     path.mkdir(mode=0o700, exist_ok=True)
     if not bpf.is_bpffs(path):
         bpf.mount_bpffs(path)
     return path
+
+
+def release(run_dir: Path) -> None:
+    """Unmount it, with all that is pinned there: no LAN and no port is left that it serves. Idempotent; one that is busy is left."""
+    path = _path(run_dir)
+    with contextlib.suppress(OSError):
+        umount2(str(path))
+        path.rmdir()
+
+
+def _path(run_dir: Path) -> Path:
+    return run_dir / "bpf"

@@ -204,6 +204,8 @@ class Plane:
             self._process.close()
             self._process = None
         if self._opened is not None:
+            if not any(self._opened.ours()):
+                pins.release(self._run_dir)
             self._opened.close()
             self._opened = None
 
