@@ -132,6 +132,7 @@ async def measure_scale(client: Client, daemon_pid: int, count: int, address: st
         "create_start_p99_ms": percentile(times, 0.99) * 1000,
         "first_ten_p50_ms": statistics.median(times[:10]) * 1000,
         "last_ten_p50_ms": statistics.median(times[-10:]) * 1000,
+        "last_over_first": statistics.median(times[-10:]) / statistics.median(times[:10]),
         "memory_per_container_mib": (used_kib() - before) / 1024 / count,
         "nestbedd_resident_mib": resident_mib(daemon_pid),
         "nbctl_ps_ms": median_ms([str(BIN / "nbctl"), "-H", address, "ps"], 7),
@@ -329,11 +330,14 @@ async def measure(options: argparse.Namespace, address: str, pid: int) -> dict[s
 
 def show(result: dict[str, Any]) -> None:
     """The figures as a table, each with its goal."""
-    print(f"{'n':>5} {'p50 ms':>8} {'p99 ms':>8} {'last 10':>8} {'MiB each':>9} {'daemon MiB':>10} {'ps ms':>7} {'stop+rm s':>9}")
+    print(
+        f"{'n':>5} {'p50 ms':>8} {'p99 ms':>8} {'last 10':>8} {'of 1st 10':>9} {'MiB each':>9} {'daemon MiB':>10} {'ps ms':>7} {'stop+rm s':>9}"
+    )
     columns = (
         ("create_start_p50_ms", "8.2f"),
         ("create_start_p99_ms", "8.2f"),
         ("last_ten_p50_ms", "8.2f"),
+        ("last_over_first", "9.2f"),
         ("memory_per_container_mib", "9.3f"),
         ("nestbedd_resident_mib", "10.1f"),
         ("nbctl_ps_ms", "7.0f"),
@@ -341,7 +345,7 @@ def show(result: dict[str, Any]) -> None:
     )
     for row in result["scale"]:
         print(f"{row['n']:5d} " + " ".join(format(row[name], shape) for name, shape in columns))
-    print("goals      8.00             1.5x10th      0.700       80.0     250     10.00")
+    print(f"goals {8:8.2f} {'':8} {'':8} {1.5:9.2f} {0.7:9.3f} {80:10.1f} {250:7d} {10:9.2f}")
     print(f"by two calls, CreateContainer and StartContainer: p50 {result['two_calls_p50_ms']:.2f} ms")
     callers = result["callers"]
     print(f"{callers['callers']} callers: {callers['per_second']:.0f} containers/s (goal 150)")
@@ -366,7 +370,7 @@ def main() -> None:
     parser.add_argument("--tcp-runs", type=int, default=3, help="runs of TCP, each beside the bare bridge")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run of TCP")
     parser.add_argument("--peer-runs", type=int, default=30, help="runs of each peer; 0 leaves them out")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too; /dev/stdout shows them")
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("hack/bench start needs root: it makes namespaces\nrun it as root")
