@@ -330,9 +330,8 @@ async def measure(options: argparse.Namespace, address: str, pid: int) -> dict[s
 
 def show(result: dict[str, Any]) -> None:
     """The figures as a table, each with its goal."""
-    print(
-        f"{'n':>5} {'p50 ms':>8} {'p99 ms':>8} {'last 10':>8} {'of 1st 10':>9} {'MiB each':>9} {'daemon MiB':>10} {'ps ms':>7} {'stop+rm s':>9}"
-    )
+    heads = ("n", 5), ("p50 ms", 8), ("p99 ms", 8), ("last 10", 8), ("of 1st 10", 9), ("MiB each", 9), ("daemon MiB", 10), ("ps ms", 7)
+    print(" ".join(f"{head:>{width}}" for head, width in (*heads, ("stop+rm s", 9))))
     columns = (
         ("create_start_p50_ms", "8.2f"),
         ("create_start_p99_ms", "8.2f"),
