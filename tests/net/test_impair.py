@@ -26,6 +26,7 @@ NODE = "0123abcd"
 LAN = Lan("6c616e300000", "lan0", bridge_name("6c616e300000"))
 UDP_SEGMENT = 103
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SOL_PACKET, PACKET_AUXDATA, ETH_P_ALL = 263, 8, 3
 FRAME_OVERHEAD = 14 + 20 + 8
 
 
@@ -46,10 +47,10 @@ class Member:
         sock.bind((self.address, 0))
         return roomy(sock)
 
-    def sniffer(self) -> socket.socket:
+    def sniffer(self, protocol: int = 0x0800) -> socket.socket:
         with self.machine.entered():
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-        sock.bind(("eth0", 0x0800))
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        sock.bind(("eth0", protocol))
         return roomy(sock)
 
     def tcp(self) -> socket.socket:
@@ -498,3 +499,26 @@ def test_layouts_are_those_of_the_programs() -> None:
     assert defined["BUCKETS"] == BUCKETS
     assert 1 << defined["BUCKETS_PER_OCTAVE_LOG2"] == BUCKETS_PER_OCTAVE
     assert defined["BUCKET_FIRST_LOG2"] == BUCKET_FIRST_LOG2
+
+
+async def test_tagged_and_unknown_frames_pass_whole(bench: Bench) -> None:
+    await bench.impair(bench.one, from_=Impairment(delay_us=1000, rate_bps=100_000_000))
+    await bench.impair(bench.two, to=Impairment(duplicate=1.0))
+    header = bytes.fromhex((bench.two.nic.mac + bench.one.nic.mac).replace(":", ""))
+    payload = bytes(range(250)) * 6
+    sent = [header + b"\x88\xb5" + payload, header + b"\x81\x00\x20\x05\x88\xb5" + payload]
+    with bench.one.sniffer(ETH_P_ALL) as sender, bench.two.sniffer(ETH_P_ALL) as receiver:
+        receiver.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        for frame in sent:
+            sender.send(frame)
+        came = [with_tag(*receiver.recvmsg(2048, 64)[:2]) for _ in range(4)]
+    assert came == [sent[0], sent[0], sent[1], sent[1]]
+
+
+def with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    """The frame with the VLAN tag that the kernel took off on receiving it (packet(7), tpacket_auxdata)."""
+    for _, kind, data in ancillary:
+        status, _, _, _, _, tag, protocol = struct.unpack("=IIIHHHH", data)
+        if kind == PACKET_AUXDATA and status & 0x10:
+            return frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
+    return frame
