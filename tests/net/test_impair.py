@@ -25,7 +25,7 @@ from nestbed.testing.machine import Machine
 NODE = "0123abcd"
 LAN = Lan("6c616e300000", "lan0", bridge_name("6c616e300000"))
 UDP_SEGMENT = 103
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMPNS = 32, 33, 35
 SOL_PACKET, PACKET_AUXDATA, ETH_P_ALL = 263, 8, 3
 FRAME_OVERHEAD = 14 + 20 + 8
 
@@ -204,10 +204,11 @@ async def test_corruption_changes_one_bit_and_checksums_tell(bench: Bench) -> No
 
 
 class Meter:
-    """Sees every IP frame that arrives at a member, in the block, and until nothing came for a while."""
+    """Sees every IP frame that arrives at a member, when the kernel got it: in the block, and until nothing came for a while."""
 
     def __init__(self, member: Member) -> None:
         self._socket = member.sniffer()
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._seen: list[tuple[float, int]] = []
         self._thread = threading.Thread(target=self._watch)
 
@@ -216,46 +217,49 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end = time.monotonic()
+        self._end = time.time()
         self._thread.join()
         self._socket.close()
 
     def _watch(self) -> None:
-        buffer = bytearray(65536)
         with contextlib.suppress(TimeoutError):
             while True:
-                length = self._socket.recv_into(buffer)
-                self._seen.append((time.monotonic(), length))
+                data, ancillary, _, _ = self._socket.recvmsg(65536, 64)
+                seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
+                self._seen.append((seconds + nanoseconds / 1e9, len(data)))
 
-    def rate_bps(self, settle_seconds: float = 0.3) -> float:
-        """Bits per second of full frames that came, without what came at first and after the block."""
-        inner = [(at, length) for at, length in self._seen if length > 1000 and self._seen[0][0] + settle_seconds <= at <= self._end]
+    def rate_bps(self, settle_seconds: float, end: float | None = None) -> float:
+        """Bits per second of full frames that came, without what came at first, and what came after ``end`` (that of the block)."""
+        full = [(at, length) for at, length in self._seen if length > 1000]
+        inner = [(at, length) for at, length in full if full[0][0] + settle_seconds <= at <= (end or self._end)]
         return sum(length for _, length in inner[1:]) * 8 / (inner[-1][0] - inner[0][0])
 
 
-def blast(bench: Bench, seconds: float, *, size: int = 1458, segments: int = 16) -> None:
+def pour(bench: Bench, frames: int, *, size: int = 1458, segments: int = 16) -> None:
     """UDP as fast as it goes, from one to two."""
     sender, receiver = bench.one.udp(), bench.two.udp()
     with sender, receiver:
         sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
         sender.connect(receiver.getsockname())
-        end = time.monotonic() + seconds
-        data = bytes(size * segments)
-        while time.monotonic() < end:
-            sender.send(data)
-            time.sleep(0.001)
+        for number in range(0, frames, segments):
+            sender.send(bytes(size * segments))
+            if number % 256 == 0:
+                time.sleep(0.0005)
+        received(receiver)
 
 
 @pytest.mark.parametrize("rate", [1_000_000, 10_000_000, 100_000_000])
 async def test_rate_of_udp(bench: Bench, rate: int) -> None:
-    await bench.impair(bench.one, from_=Impairment(rate_bps=rate))
+    frames = rate // 12_000 // 16 * 16  # about a second's, all at once: how fast they are sent makes no difference
+    await bench.impair(bench.one, from_=Impairment(rate_bps=rate, limit_frames=frames - 20))
     with Meter(bench.two) as meter:
-        blast(bench, 1.5)
-    assert meter.rate_bps() == pytest.approx(rate, rel=0.03)
+        pour(bench, frames)
+    assert meter.rate_bps(settle_seconds=0.1, end=math.inf) == pytest.approx(rate, rel=0.03)
     _, achieved = await bench.plane.achieved(bench.one.nic)
     assert achieved is not None
-    assert achieved.rate_bps == pytest.approx(rate, rel=0.03)
-    assert achieved.overflowed > 0
+    assert achieved.frames == frames
+    assert achieved.rate_bps == pytest.approx(rate, rel=0.05)
+    assert 0 <= achieved.overflowed <= 20
 
 
 def stream(bench: Bench, seconds: float) -> None:
@@ -438,10 +442,10 @@ async def test_delay_of_one_direction_is_the_round_trips(bench: Bench) -> None:
 
 
 async def test_delay_and_loss_and_rate_together(bench: Bench) -> None:
-    await bench.impair(bench.one, from_=Impairment(rate_bps=4_000_000, delay_us=10_000, loss=0.5))
+    await bench.impair(bench.one, from_=Impairment(rate_bps=4_000_000, delay_us=10_000, loss=0.5, limit_frames=1000))
     with Meter(bench.two) as meter:
-        blast(bench, 1.2)
-    assert meter.rate_bps() == pytest.approx(4_000_000, rel=0.03)
+        pour(bench, 640)
+    assert meter.rate_bps(settle_seconds=0.1, end=math.inf) == pytest.approx(4_000_000, rel=0.03)
     _, achieved = await bench.plane.achieved(bench.one.nic)
     assert achieved is not None
     low, high = bounds(achieved.frames, 0.5)

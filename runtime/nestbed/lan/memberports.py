@@ -115,6 +115,7 @@ class MemberPorts:
         try:
             for side in Side:
                 self._legs.clear(port, side)
+            self._legs.bury()
             self._programs.forget_port(there.index)
         except OSError as error:
             _logger.warning("leg not removed", extra=fields(port=port, cause=str(error)))
@@ -163,6 +164,7 @@ class MemberPorts:
                 self._legs.release(port, side)
             if wanted == _NOTHING:
                 self._legs.remove_unfinished(port, side)
+        self._legs.bury()
 
     async def _reserve(self, port: str, wanted: tuple[Impairment, Impairment]) -> None:
         """Have the relay at the taps before frames come."""
@@ -249,9 +251,7 @@ class MemberPorts:
     def sweep(self) -> None:
         """Once every port on record was found or added: remove what an earlier daemon left of others. Raises OSError."""
         kept = self._legs.devices
-        for name in self._marked() - kept.keys():
-            self._legs.remove_device(name)
-        self._legs.remove_device(self._legs.scratch)
+        self._legs.remove_devices([*(self._marked() - kept.keys()), self._legs.scratch])
         self._programs.keep_only((port.index for port in self._ports.values()), kept.values())
         self._relay.keep_only(taps=[delay.tap for delay in self._legs.delays])
         self._is_taking_up = False

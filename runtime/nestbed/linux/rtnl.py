@@ -181,6 +181,16 @@ def link_deletion(name: str) -> Request:
     return _request(ifinfmsg(), RTM_DELLINK, 0, [("IFLA_IFNAME", name)])
 
 
+def link_group(name: str, group: int) -> Request:
+    """Put a device into a group, out of the one it is in (all are in group 0 at first)."""
+    return _request(ifinfmsg(), RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_GROUP", group)])
+
+
+def group_deletion(group: int) -> Request:
+    """Delete every device of the group, in the time that one takes (ENODEV: it is empty)."""
+    return _request(ifinfmsg(), RTM_DELLINK, 0, [("IFLA_GROUP", group)])
+
+
 def address(index: int, cidr: str) -> Request:
     """Give the device an address in CIDR form, usable at once (no duplicate address detection)."""
     interface = ipaddress.ip_interface(cidr)
