@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nestbed.lan import traffic
 from nestbed.lan.relay import frames, macs, tally, wanted
@@ -57,6 +59,13 @@ def test_classes(kind_and_payload: str, classes: set[str]) -> None:
     assert classes_of(frame) == classes
     assert classes_of(b"\xff" * 6 + frame[6:]) == classes | {"broadcast"}
     assert classes_of(b"\x01" * 6 + frame[6:]) == classes | {"multicast"}
+
+
+@given(st.binary(min_size=14, max_size=80), st.sampled_from(["", "0800", "86dd", "8100", "88a8", "81000007", "810000070800"]))
+def test_no_frame_is_too_strange(data: bytes, kind: str) -> None:
+    frame = data[:12] + bytes.fromhex(kind) + data[12:]
+    assert 1 <= len(classes_of(frame)) <= 3
+    assert 14 <= frames.header_bytes(frame) <= 22
 
 
 def test_what_is_asked_is_read_as_it_was_written(tmp_path) -> None:
@@ -132,6 +141,7 @@ def test_counters_outlive_writer_and_reader(tmp_path) -> None:
     reader = Tally.open_to_read(tmp_path)
     assert reader is not None
     assert reader.look("lan") is None
+    assert reader.is_current(tmp_path)
     with writer.claim("lan") as cells:
         frames.count(cells, tally.SENT_AT, b"\xff" * 6 + MAC + b"\x08\x06" + bytes(28))
         cells[tally.RECEIVED_AT + tally.DROPS_AT + 3] += 2
@@ -145,9 +155,15 @@ def test_counters_outlive_writer_and_reader(tmp_path) -> None:
     assert [(drop.reason, drop.frames) for drop in received.drops] == [("runt", 2)]
     writer.keep_only(["other"])
     assert reader.look("lan") is None
+    assert reader.is_current(tmp_path)
     with writer.claim("other") as cells:
         assert not any(cells)
     writer.close()
+    (tmp_path / "short").write_bytes(b"short")
+    (tmp_path / "short").rename(tmp_path / tally.FILE)
+    Tally.open_to_write(tmp_path).close()
+    assert not reader.is_current(tmp_path)
+    assert reader.look("other") is not None  # of the old one, and nobody dies
     reader.close()
 
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -43,6 +44,7 @@ class RelayStatus:
 
     generation: int = 0
     pid: int = 0
+    version: int = 0
     errors: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     loops: tuple[tuple[int, str, str, str, str], ...] = ()
@@ -91,7 +93,10 @@ class RelayClient:
         self._legs = {leg.tap: leg for leg in self._wanted.legs}
         self._read_status()
         self._loops_heard = (self._status.pid, max((number for number, *_ in self._status.loops), default=0))
-        if not self._reach() and self._wanted:
+        if self._reach() and self._status.pid == self._pid and self._status.version != wanted.VERSION:
+            logger.info("the relay is of another version", extra=fields(pid=self._pid))
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # its successor is there in a moment
+        elif not self.is_running and self._wanted:
             self._start()
 
     def close(self) -> None:
@@ -231,6 +236,9 @@ class RelayClient:
         )
 
     def _look(self, key: str) -> bytes | None:
+        if self._tally is not None and not self._tally.is_current(self._run_dir):
+            self._tally.close()
+            self._tally = None
         if self._tally is None:
             with contextlib.suppress(OSError):
                 self._tally = Tally.open_to_read(self._run_dir)
@@ -372,6 +380,7 @@ def _status(told: dict[str, Any]) -> RelayStatus:
     return RelayStatus(
         int(told["generation"]),
         int(told["pid"]),
+        int(told["version"]),
         dict(told["errors"]),
         {lan_id: dict(lan["faults"]) for lan_id, lan in told["lans"].items()},
         tuple((int(loop[0]), *map(str, loop[1:5])) for loop in told["loops"]),  # type: ignore[misc]

@@ -217,7 +217,14 @@ class Relay:
         if self._is_settled():
             self._generation = self._wanted.generation
         lans = {lan_id: {"faults": segment.faults, "has_members": segment.has_members} for lan_id, segment in self._segments.items()}
-        status = {"generation": self._generation, "pid": os.getpid(), "errors": self._errors, "lans": lans, "loops": self._loops}
+        status = {
+            "version": wish.VERSION,
+            "generation": self._generation,
+            "pid": os.getpid(),
+            "errors": self._errors,
+            "lans": lans,
+            "loops": self._loops,
+        }
         text = json.dumps(status)
         if text == self._told:
             return

@@ -63,20 +63,30 @@ def quantile_us(histogram: Sequence[int], fraction: float) -> float:
 class Tally:
     """The mapped file. One process writes (:meth:`open_to_write`), any number reads."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
+    def __init__(self, mapped: mmap.mmap, inode: int) -> None:
         """Use the ``open`` methods."""
         self._mapped = mapped
+        self._inode = inode
         self._slots: dict[bytes, int] = {}
 
     @classmethod
     def open_to_write(cls, run_dir: Path) -> Tally:
-        """Make the file if there is none of the right size, and map it (OSError)."""
-        fd = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            if os.fstat(fd).st_size != SLOTS * SLOT_BYTES:
-                os.ftruncate(fd, 0)
+        """Make the file if there is none of the right size, and map it (OSError).
+
+        One of another size is replaced, never cut: that would kill whoever has mapped it.
+        """
+        path = run_dir / FILE
+        if not _is_whole(path):
+            new = path.with_suffix(".new")
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
                 os.ftruncate(fd, SLOTS * SLOT_BYTES)
-            tally = cls(mmap.mmap(fd, SLOTS * SLOT_BYTES))
+            finally:
+                os.close(fd)
+            new.rename(path)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            tally = cls(mmap.mmap(fd, SLOTS * SLOT_BYTES), os.fstat(fd).st_ino)
         finally:
             os.close(fd)
         tally._scan()
@@ -92,9 +102,16 @@ class Tally:
         try:
             if os.fstat(fd).st_size != SLOTS * SLOT_BYTES:
                 return None
-            return cls(mmap.mmap(fd, SLOTS * SLOT_BYTES, prot=mmap.PROT_READ))
+            return cls(mmap.mmap(fd, SLOTS * SLOT_BYTES, prot=mmap.PROT_READ), os.fstat(fd).st_ino)
         finally:
             os.close(fd)
+
+    def is_current(self, run_dir: Path) -> bool:
+        """Whether it is still the file that is there."""
+        try:
+            return os.stat(run_dir / FILE).st_ino == self._inode
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Unmap it, once nobody holds a view of a slot any more."""
@@ -148,6 +165,13 @@ class Tally:
             key = self._mapped[slot * SLOT_BYTES : slot * SLOT_BYTES + KEY_BYTES]
             if key != nothing:
                 self._slots[key] = slot
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return os.lstat(path).st_size == SLOTS * SLOT_BYTES
+    except FileNotFoundError:
+        return False
 
 
 def _encoded(key: str) -> bytes:
