@@ -35,3 +35,11 @@ def test_everything_survives_the_daemon(machine, daemon) -> None:
     nbctl(machine, "rm", "-f", "web")
     nbctl(machine, "lan", "rm", "lan0")
     assert machine.nbctl("audit").returncode == 0
+
+
+def test_link_local_addresses_can_be_used_at_once(machine, daemon) -> None:
+    nbctl(machine, "lan", "create", "lan0")
+    for _ in range(3):
+        shown = nbctl(machine, "run", "process", "--rm", "--lan", "lan0", "--", "ip", "-6", "address", "show", "dev", "eth0")
+        assert "fe80:" in shown
+        assert "tentative" not in shown

@@ -18,7 +18,7 @@ _DEFAULTS = (
     ("ipv4/conf/all", (*_INHERITED, ("arp_ignore", b"1"), ("arp_announce", b"2"))),
     ("ipv4/conf/default", _INHERITED),
     ("ipv4", (("ip_unprivileged_port_start", b"0"), ("ping_group_range", b"0 2147483647"))),
-    ("ipv6/conf/default", (("dad_transmits", b"0"), ("router_solicitations", b"0"))),
+    ("ipv6/conf/default", (("dad_transmits", b"0"), ("router_solicitations", b"0"), ("router_solicitation_delay", b"0"))),
 )
 """Directories below /proc/sys/net and what to write there."""
 
