@@ -118,3 +118,29 @@ def test_node_without_underlays_keeps_lans_to_itself(machine: Machine, daemon) -
         assert (result.returncode, "this node has no underlay" in result.stderr) == (1, True)
     checked(machine.nbctl("lan", "create", "lan0"))
     assert json.loads(machine.nbctl("lan", "inspect", "lan0").stdout)["group"] == ""
+
+
+def test_lan_outlives_what_the_daemon_was_told_of_underlays(tmp_path: Path, owned_cgroups: set[str]) -> None:
+    segment = Segment(tmp_path, 1)
+    (machine,) = segment.machines
+    try:
+        segment.start()
+        checked(machine.nbctl("lan", "create", "lan0", "--group", GROUP, "--subnet", "10.5.0.0/24"))
+        checked(machine.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000"))
+        for options, underlay, kind in (
+            ((), "", "DOWN"),
+            (("--underlay", "u0", "--relay", "userspace"), "u0", "USERSPACE"),
+            (("--underlay", "u0"), "u0", "KERNEL"),
+        ):
+            machine.daemon.kill()
+            machine.daemon.start(*options)
+            shown = json.loads(machine.nbctl("lan", "inspect", "lan0").stdout)
+            assert shown["group"] == GROUP
+            (path,) = shown["paths"]
+            assert (path["underlay"], path["kind"]) == (underlay, f"PATH_KIND_{kind}"), path
+            assert bool(path["detail"]) is (kind != "KERNEL")
+        assert "1 received" in machine.nbctl("run", "process", "--rm", "--lan", "lan0", "--", "ping", "-c", "1", "web").stdout
+        assert json.loads(machine.nbctl("-o", "json", "audit").stdout)["leftovers"] == []
+    finally:
+        segment.close()
+        owned_cgroups.add(f"nestbed-{machine.node_id}")

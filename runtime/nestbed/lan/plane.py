@@ -29,6 +29,7 @@ from nestbed.model import (
     LanCounters,
     LanPath,
     Nic,
+    PathKind,
     PortStats,
     RelayMode,
     Underlay,
@@ -104,7 +105,9 @@ class LanPlane(PortHook, Protocol):
         ...
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
-        """How the LAN uses each underlay, as last known; empty for one that is not relayed. Never waits, never raises."""
+        """How the LAN uses each underlay, as last known; empty for one that is not relayed. For one that is, on a node that has lost its
+        underlays, one path that is down, without a name. Never waits, never raises.
+        """
         ...
 
     async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
@@ -272,6 +275,8 @@ class Plane:
         )
 
     def paths(self, lan: Lan) -> Sequence[LanPath]:
+        if lan.is_relayed and not self._underlays:
+            return [LanPath("", PathKind.DOWN, "this node has no underlay: see nestbedd --underlay")]
         return self._carrier.paths(lan)
 
     def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:

@@ -227,7 +227,7 @@ class LanPath(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     underlay: _builtins.str
-    """The interface."""
+    """The interface; empty if the node that had one when the LAN was made has none now."""
     kind: Global___PathKind.ValueType
     """How frames get onto it."""
     detail: _builtins.str
