@@ -115,10 +115,3 @@ def test_queue_and_burst_grow_with_the_rate() -> None:
 def test_thresholds_reach_never_and_always() -> None:
     assert (impair.threshold(0), impair.threshold(1)) == (0, 1 << 32)
     assert impair.threshold(0.5) == 1 << 31
-
-
-def test_text() -> None:
-    whole = Impairment(10_000_000, 5000, 1000, 0.01, 0.5, 0.001, 0.1, 50)
-    assert list(impair.parts(whole)) == [
-        "rate 10 Mbit/s", "delay 5 ms", "jitter 1 ms", "loss 1 %", "duplicate 50 %", "corrupt 0.1 %", "reorder 10 %", "limit 50 frames",
-    ]  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from nestbed.errors import InvalidArgument, shown
@@ -127,27 +126,6 @@ def busy_gap_ns(impairment: Impairment, mtu: int) -> int:
 def threshold(fraction: float) -> int:
     """A random number of 32 bits is below this with the probability ``fraction``; 2**32 for 1."""
     return round(fraction * (1 << 32))
-
-
-def parts(impairment: Impairment) -> Iterator[str]:
-    """What is set, as text: ``delay 5 ms``, ``loss 1 %``."""
-    if impairment.rate_bps:
-        yield f"rate {_scaled(impairment.rate_bps, 1000, ('bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s'))}"
-    for name in ("delay", "jitter"):
-        if value := getattr(impairment, f"{name}_us"):
-            yield f"{name} {_scaled(value, 1000, ('us', 'ms', 's'))}"
-    for name in _FRACTIONS:
-        if fraction := getattr(impairment, name):
-            yield f"{name} {fraction * 100:g} %"
-    if impairment.limit_frames:
-        yield f"limit {impairment.limit_frames} frames"
-
-
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
-    number = 0
-    while value >= step and number < len(units) - 1:
-        value, number = value / step, number + 1
-    return f"{value:g} {units[number]}"
 
 
 def _either(one: float, other: float) -> float:
