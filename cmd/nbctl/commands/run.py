@@ -8,7 +8,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from nbctl import output, stream, terminal, values
+from nbctl import output, select, stream, terminal, values
 from nbctl.commands import Command
 from nbctl.commands.lifecycle import add_limit_options
 from nbctl.failure import BROKEN_PIPE, OK, OWN_FAILURE, Quit, Usage, report
@@ -262,11 +262,18 @@ def _terminal_size() -> TerminalSize:
 
 def _exec_options(parser: Parser) -> None:
     _program_options(parser)
-    parser.add_argument("container", metavar="CONTAINER", help="name or unique prefix of an id")
+    select.add_label_option(parser, "instead of CONTAINER: in all of the node that run and have this label (may be repeated)")
+    parser.add_argument("container", metavar="CONTAINER", nargs="?", help="name or unique prefix of an id")
     parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
 
 
 async def _exec(context: Context, args: Namespace) -> int:
+    if args.labels:
+        from nbctl.commands import many  # noqa: PLC0415 - most run a program in one container
+
+        return await many.exec_in_all(context, args)
+    if not args.container:
+        raise Usage("no container is named", remedy="write nbctl exec CONTAINER CMD, or nbctl exec -l KEY=VALUE -- CMD")
     from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
     from nestbed.v1.container_pb2 import ExecStart  # noqa: PLC0415 - as specs
 
@@ -367,9 +374,11 @@ COMMANDS = {
     "exec": Command(
         _exec_options,
         _exec,
-        "  nbctl exec web ip address\n  nbctl exec -it web bash\n  nbctl exec -i web sh -c 'cat > /tmp/page' < page.html",
-        "nbctl ends with the program's exit status.",
-        "[OPTION]... CONTAINER [--] CMD [ARG]...",
+        "  nbctl exec web ip address\n  nbctl exec -it web bash\n  nbctl exec -i web sh -c 'cat > /tmp/page' < page.html\n"
+        "  nbctl exec -l nestbed.experiment=street -- ip -br address",
+        "nbctl ends with the program's exit status. With -l each line is headed by the container's name, and it ends with 1\n"
+        "if one of the programs ends other than with 0.",
+        "[OPTION]... CONTAINER|-l KEY=VALUE [--] CMD [ARG]...",
         takes_program=True,
         own_failure=OWN_FAILURE,
     ),

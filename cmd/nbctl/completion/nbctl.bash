@@ -64,7 +64,7 @@ _nbctl() {
         "unpause") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "update") options="-h --help -l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-l --label --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("containers") ;;
         "rename") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("containers" "") ;;
-        "exec") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user -H --host -o --output" kinds=("containers" "commands") ;;
+        "exec") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user -l --label -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user -l --label -H --host -o --output" kinds=("containers" "commands") ;;
         "attach") options="-h --help --no-stdin -H --host -o --output" valued="-H --host -o --output" kinds=("containers") ;;
         "cp") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("paths" "paths") ;;
         "ps") options="-h --help -l --label -a --all -q --quiet --no-trunc -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;

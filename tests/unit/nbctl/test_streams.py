@@ -169,3 +169,26 @@ def test_top_fills_the_screen_and_leaves_it(node: Served, terminal: Terminal) ->
     terminal.read_until(b"\x1b[?1049l")
     assert running.wait(20) == 0
     assert termios.tcgetattr(terminal.inside) == terminal.before
+
+
+def test_a_program_runs_in_all_containers_with_a_label(node: Served) -> None:
+    for name, role in (("bot1", "bot"), ("bot22", "bot"), ("web", "server")):
+        node.node.add(name).spec.labels["role"] = role
+    done = node.start("exec", "-l", "role=bot", "--", "say", "one", "two", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = done.communicate(timeout=30)
+    assert sorted(out.splitlines()) == [b"bot1  | one", b"bot22 | one"]
+    assert sorted(err.splitlines()) == [b"bot1  | two", b"bot22 | two"]
+    assert done.returncode == 0
+    done = node.start("exec", "-l", "role=bot", "--", "exit", "3", stderr=subprocess.PIPE)
+    assert sorted(done.communicate(timeout=30)[1].splitlines()) == [b"bot1  | ended with status 3", b"bot22 | ended with status 3"]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("-l", "role=none", "--", "say"), ("-l", "role=bot", "web", "say"), ("--", "say"), ("-it", "-l", "a=b", "--", "say")]
+)
+def test_a_program_in_no_container(node: Served, words: tuple[str, ...]) -> None:
+    node.node.add("web")
+    done = node.start("exec", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert b"remedy: " in done.communicate(timeout=30)[1]
+    assert done.returncode != 0
