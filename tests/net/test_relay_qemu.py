@@ -112,6 +112,28 @@ def test_stock_qemu_is_a_member(own_labs, tmp_path: Path, relay: str, at: int) -
     assert lab.drops(1).get("loop", 0) == 0
 
 
+@pytest.mark.parametrize("relay", ["auto", "userspace"])
+def test_a_guest_of_stock_qemu_is_heard(own_labs, relay: str) -> None:
+    """A machine that boots from the network: the ROM of its card asks for an address, on both nodes' containers."""
+    if shutil.which(QEMU) is None:
+        pytest.skip("there is no QEMU")
+    lab = own_labs(3, 2, relay=relay)
+    member = f"socket,id=wire,mcast={lab.group},localaddr={lab.segment.address(2)}"
+    words = [QEMU, "-M", "pc", "-m", "64", "-nodefaults", "-display", "none", "-no-user-config", "-boot", "n"]
+    words += ["-device", "e1000,netdev=wire", "-netdev", member]
+    guest_mac, discover = bytes.fromhex("525400123456"), bytes.fromhex("00440043")
+    process = lab.segment.machines[2].popen(words, stdin=subprocess.DEVNULL)
+    try:
+        for station in lab.stations:
+            deadline = time.monotonic() + 6 * WAIT_SECONDS
+            while (frame := station.receive(WAIT_SECONDS)) is None or (frame[6:12], frame[34:38]) != (guest_mac, discover):
+                assert time.monotonic() < deadline
+            assert frame[:6] == b"\xff" * 6
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_stock_qemu_is_a_peer(own_labs, tmp_path: Path) -> None:
     """``-netdev dgram`` by unicast, as one of a LAN's peers."""
     if shutil.which(QEMU) is None:
