@@ -119,7 +119,11 @@ async def _bring_up(context: Context, args: Namespace) -> int:
     found = await _follow(context.client.up(vtopo, ptopo, keep=args.keep), all_steps=args.verbose)
     state = _word("ExperimentState", found.state)
     seconds = found.rise_duration.seconds + found.rise_duration.nanos / 1e9
-    ends = {"up": f"up after {seconds:.1f} s", "down": "not up; what was made is removed again (--keep keeps it)"}
+    ends = {
+        "up": f"up after {seconds:.1f} s",
+        "down": "not up; what was made is removed again (--keep keeps it)",
+        "rising": "not up yet: it was stopped",
+    }
     line = f"{found.name}: {found.element_count} elements, {found.lan_count} LANs {ends.get(state, state)}"
     output.show(context.output, [found], lambda: [line], single=True)
     _tell(found.problems)

@@ -126,7 +126,7 @@ class Experiments:
 
     async def all(self) -> list[experiment_pb2.Experiment]:
         """All of them, by name, without their elements."""
-        return [await self._summary(self._records[name]) for name in sorted(self._records)]
+        return [await self._summary(record) for _, record in sorted(self._records.items())]
 
     async def diff(self, vtopo: File, ptopo: File | None, *, admin: bool) -> list[experiment_pb2.Change]:
         """What ``up`` would change.
@@ -180,6 +180,8 @@ class Experiments:
                 self._finish(record, progress, [error.message])
             finally:
                 self._runs.pop(record.name, None)
+                if not progress.outcome.name:  # it was stopped, by `down` or with the daemon
+                    progress.outcome = self._known(self._records.get(record.name, record))
                 progress.end()
 
         task = asyncio.create_task(run(), name=f"experiment {record.name}")
@@ -227,7 +229,7 @@ class Experiments:
         phase = Phase.FAILED if problems else Phase.UP
         record = dataclasses.replace(record, phase=phase, problems=tuple(problems), earlier=())
         self._keep_record(record)
-        progress.outcome = present.summary(record, self._plans[record.name][0])
+        progress.outcome = self._known(record)
         self._publish(f"experiment.{phase.value}", record.name, record.name, problems=len(problems))
         _logger.info("experiment settled", extra=fields(experiment=record.name, phase=phase.value, problems=len(problems)))
 
@@ -264,8 +266,15 @@ class Experiments:
             self._plans[record.name] = await _plan(record)
         return self._plans[record.name]
 
+    def _known(self, record: ExperimentRecord) -> experiment_pb2.Experiment:
+        """What is known without reading the files, which may be those of another version."""
+        planned = self._plans.get(record.name)
+        return present.summary(record, planned[0] if planned else None)
+
     async def _summary(self, record: ExperimentRecord) -> experiment_pb2.Experiment:
-        return present.summary(record, (await self._planned(record))[0])
+        with contextlib.suppress(NestbedError):
+            await self._planned(record)
+        return self._known(record)
 
 
 async def _plan(record: ExperimentRecord) -> tuple[Plan, Digests]:

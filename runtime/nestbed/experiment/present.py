@@ -23,8 +23,8 @@ _STATES: Mapping[Phase, experiment_pb2.ExperimentState.ValueType] = {
 _RUNS = (api.CONTAINER_STATE_RUNNING, api.CONTAINER_STATE_PAUSED, api.CONTAINER_STATE_STOPPING, api.CONTAINER_STATE_RESTARTING)
 
 
-def summary(record: ExperimentRecord, plan: Plan) -> experiment_pb2.Experiment:
-    """What is known of it without asking its nodes."""
+def summary(record: ExperimentRecord, plan: Plan | None) -> experiment_pb2.Experiment:
+    """What is known of it without asking its nodes; without a plan no nodes and numbers."""
     started, took = Timestamp(), Duration()
     started.FromNanoseconds(int(record.started_at * 1e9))
     took.FromNanoseconds(int(record.seconds * 1e9))
@@ -32,9 +32,9 @@ def summary(record: ExperimentRecord, plan: Plan) -> experiment_pb2.Experiment:
         name=record.name,
         state=_STATES[record.phase],
         problems=record.problems,
-        nodes=[experiment_pb2.ExperimentNode(name=name, address=words.address) for name, words in plan.nodes.items()],
-        element_count=len(plan.elements),
-        lan_count=len(plan.lans),
+        nodes=[experiment_pb2.ExperimentNode(name=name, address=words.address) for name, words in (plan.nodes if plan else {}).items()],
+        element_count=len(plan.elements) if plan else 0,
+        lan_count=len(plan.lans) if plan else 0,
         start_time=started,
         rise_duration=took if record.seconds else None,
         files=[record.vtopo.name, *([record.ptopo.name] if record.ptopo else [])],

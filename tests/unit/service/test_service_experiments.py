@@ -153,7 +153,7 @@ async def test_an_experiment_is_brought_up_once_at_a_time(admin: Client) -> None
     assert (await admin.list_experiments())[0].state == api.EXPERIMENT_STATE_RISING
     assert (await down(admin)).state == api.EXPERIMENT_STATE_DOWN
     assert await names(admin) == set()
-    await first.aclose()
+    assert [response.experiment.state async for response in first if response.HasField("experiment")] == [api.EXPERIMENT_STATE_RISING]
 
 
 @pytest.mark.parametrize(
