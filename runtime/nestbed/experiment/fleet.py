@@ -141,8 +141,16 @@ def check_may(plan: Plan, *, admin: bool) -> None:
     """Whether a caller may have this node call the plan's other nodes: it would do so with rights that the caller may lack.
 
     Raises:
-        PermissionDenied: only administrators may.
+        PermissionDenied: only administrators may. Unsupported: a node would have to be made.
     """
+    made = next((name for name, words in plan.nodes.items() if words.vm is not None), "")
+    if made:
+        raise Unsupported(
+            f"node {made} is a virtual machine to be made, which `up` does not do",
+            reason="VM_NODE_NOT_OFFERED",
+            remedy="make it beforehand, and give its address without the word vm",
+            node=made,
+        )
     others = [name for name, words in plan.nodes.items() if words.address != LOCAL]
     if others and not admin:
         raise PermissionDenied(
