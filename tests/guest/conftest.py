@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -130,6 +132,10 @@ class Site:
         self.machine.close()
         shutil.rmtree(self.proj)
 
+    def furnish(self) -> None:
+        self.nbctl("lan", "create", "lan0", "--subnet", "10.5.0.0/24", "--subnet6", "fd00:5::/64")
+        self.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
+
     def nbctl(self, *args: str) -> str:
         result = self.machine.nbctl(*args)
         assert result.returncode == 0, f"{args}: {result.stdout}{result.stderr}"
@@ -137,6 +143,26 @@ class Site:
 
     def inside(self, container: str, *args: str) -> str:
         return self.nbctl("exec", container, "--", *args)
+
+    def begin(self, *args: str) -> subprocess.Popen[bytes]:
+        """Start nbctl and let it run."""
+        words = [Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args]
+        return self.machine.popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def until_state(self, word: str) -> None:
+        """Wait until the warden of the only virtual machine wrote a state that begins with ``word``."""
+        while not any(path.read_text().startswith(word) for path in self.machine.state_dir.glob("containers/*/vm/state")):
+            os.sched_yield()
+
+    def until_written(self, pattern: str, text: str = "") -> None:
+        """Wait until the state directory has a file of this pattern with this text in it."""
+        while not any(text in path.read_text(errors="replace") for path in self.machine.state_dir.glob(pattern)):
+            os.sched_yield()
+
+    def restart(self) -> None:
+        """Kill the daemon and start the next one."""
+        self.machine.daemon.kill()
+        self.start()
 
     def inspect(self, container: str) -> Any:
         return json.loads(self.nbctl("-o", "json", "inspect", container))
@@ -158,19 +184,21 @@ def _runs(pid: int, space: int, program: str) -> bool:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site for a whole module: a LAN, a process on it, and a virtual machine that stays up."""
     site = Site(tmp_path_factory.mktemp("vm"))
-    site.nbctl("lan", "create", "lan0", "--subnet", "10.5.0.0/24", "--subnet6", "fd00:5::/64")
-    site.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
-    site.nbctl("run", "qemu", "--name", "vm1", "--lan", "lan0")
-    yield site
-    site.close()
+    try:
+        site.furnish()
+        site.nbctl("run", "qemu", "--name", "vm1", "--lan", "lan0")
+        yield site
+    finally:
+        site.close()
 
 
 @pytest.fixture
 def fresh_site(tmp_path: Path, owned_cgroups: set[str]) -> Iterator[Site]:
     """A site for one test, whose daemon may be killed: a LAN and a process on it."""
     site = Site(tmp_path / "site")
-    site.nbctl("lan", "create", "lan0", "--subnet", "10.5.0.0/24")
-    site.nbctl("run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
-    yield site
-    site.close()
-    owned_cgroups.add(f"nestbed-{site.machine.node_id}")
+    try:
+        site.furnish()
+        yield site
+    finally:
+        site.close()
+        owned_cgroups.add(f"nestbed-{site.machine.node_id}")
