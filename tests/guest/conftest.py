@@ -144,10 +144,15 @@ class Site:
     def inside(self, container: str, *args: str) -> str:
         return self.nbctl("exec", container, "--", *args)
 
-    def begin(self, *args: str) -> subprocess.Popen[bytes]:
+    def until_listening(self, container: str, port: int, protocol: str = "t") -> None:
+        """Wait until something in a container has this port."""
+        while f":{port} " not in self.inside(container, "ss", f"-Hln{protocol}"):
+            continue
+
+    def begin(self, *args: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start nbctl and let it run."""
         words = [Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args]
-        return self.machine.popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return self.machine.popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL)
 
     def until_state(self, word: str) -> None:
         """Wait until the warden of the only virtual machine wrote a state that begins with ``word``."""

@@ -24,6 +24,52 @@ def test_members_reach_each_other_by_name(site: Site) -> None:
         assert "1 received" in site.inside(source, "ping", "-6", "-c", "1", "-W", "5", goal)
 
 
+SERVE = """
+import socket
+connection, _ = socket.create_server(('', {port})).accept()
+print(sum(len(data) for data in iter(lambda: connection.recv(65536), b'')), end='')
+"""
+SEND = "import socket;s=socket.create_connection(('{goal}',{port}));[s.sendall(b'x'*65536) for _ in range({count})]"
+
+
+@pytest.mark.parametrize(("server", "sender"), [("vm1", "web"), ("web", "vm1")])
+def test_streams_of_tcp_arrive_whole(site: Site, server: str, sender: str) -> None:
+    """Frames bigger than the MTU pass between veth and tap, as the sender's kernel hands them over."""
+    count, port = 256, 4000 if server == "vm1" else 4001
+    serving = site.begin("exec", server, "--", "python3", "-c", SERVE.format(port=port), stdout=subprocess.PIPE)
+    site.until_listening(server, port)
+    site.inside(sender, "python3", "-c", SEND.format(goal=server, port=port, count=count))
+    assert serving.communicate(timeout=60)[0] == str(count * 65536).encode()
+
+
+LISTEN = """
+import socket
+heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+heard.bind(('', {port}))
+heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('239.5.5.5') + socket.inet_aton('0.0.0.0'))
+heard.settimeout(60)
+print(sorted(heard.recv(100) for _ in range(2)), end='')
+"""
+SPEAK = """
+import socket
+said = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+said.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+said.sendto(b'all', ('10.5.0.255', {port}))
+said.sendto(b'many', ('239.5.5.5', {port}))
+"""
+
+
+@pytest.mark.parametrize(("listener", "speaker"), [("vm1", "web"), ("web", "vm1")])
+def test_broadcast_and_multicast_arrive(site: Site, listener: str, speaker: str) -> None:
+    port = 5000 if listener == "vm1" else 5001
+    for member in (listener, speaker):
+        site.inside(member, "ip", "route", "replace", "239.0.0.0/8", "dev", "eth0")
+    listening = site.begin("exec", listener, "--", "python3", "-c", LISTEN.format(port=port), stdout=subprocess.PIPE)
+    site.until_listening(listener, port, protocol="u")
+    site.inside(speaker, "python3", "-c", SPEAK.format(port=port))
+    assert listening.communicate(timeout=60)[0] == b"[b'all', b'many']"
+
+
 def test_programs_have_streams_and_a_status(site: Site) -> None:
     result = site.machine.nbctl("exec", "vm1", "--", "sh", "-c", "echo out; echo err >&2; exit 5")
     assert (result.stdout, result.stderr.splitlines()[0], result.returncode) == ("out\n", "err", 5)
@@ -178,14 +224,14 @@ def test_qemu_sees_nothing_it_can_write(site: Site) -> None:
     (pid, *_) = site.processes("vm1", "qemu-system-x86_64")
     uid = str(os.stat(f"/proc/{pid}").st_uid)
     enter = ("nsenter", f"--target={pid}", "--mount", "--root", f"--setuid={uid}", f"--setgid={uid}", "--")
-    for path in ("/vm/plan", "/vm/state", "/vm", "/", "/etc", "/usr", "/export/etc", "/export/tmp"):
+    for path in ("/vm/plan", "/vm/state", "/vm", "/", "/etc", "/usr", "/export/root/etc", "/export/root/tmp", "/export/modules"):
         assert subprocess.run([*enter, "/usr/bin/test", "-w", path], check=False).returncode == 1, path
-    for path in ("/export/etc/shadow", f"/export{site.machine.run_dir}/admin.sock", "/vm/plan", "/vm/agent.sock.new"):
+    for path in ("/export/root/etc/shadow", f"/export/root{site.machine.run_dir}/admin.sock", "/vm/plan", "/vm/agent.sock.new"):
         assert subprocess.run([*enter, "/usr/bin/test", "-r", path], check=False).returncode == 1, path
 
 
 def test_secrets_of_the_node_are_not_in_the_guest(site: Site) -> None:
-    mounted = "mkdir -p /tmp/raw && mount -t virtiofs nestbed-root /tmp/raw && cd /tmp/raw"
+    mounted = "mkdir -p /tmp/raw && mount -t virtiofs nestbed-root /tmp/raw && cd /tmp/raw/root"
     hidden = f"{str(site.machine.state_dir).lstrip('/')} proc sys run dev"
     script = f"{mounted} && wc -c <etc/shadow; ls root/.ssh 2>&1; ls {hidden} | sort -u; umount -l /tmp/raw"
     shown = site.inside("vm1", "sh", "-c", script)

@@ -94,7 +94,7 @@ def test_processors_are_rounded_up(cpus: float | None, vcpus: int) -> None:
 def test_sandbox_shows_the_machine_its_directory_and_the_export() -> None:
     made = sandbox.spec_of(spec(), Bundle(Path("/b/0123456789ab")))
     shown = [(mount.source, mount.destination, mount.read_only) for mount in made.process.mounts]
-    assert shown[:3] == [("/usr", "/usr", True), ("/b/0123456789ab/vm", "/vm", False), ("/", "/export", True)]
+    assert shown[:3] == [("/usr", "/usr", True), ("/b/0123456789ab/vm", "/vm", False), ("/", "/export/root", True)]
     assert all(read_only for _, destination, read_only in shown if destination != "/vm")
     assert made.resources.memory_bytes == (512 + 384) << 20
     assert made.process.args == ("/vm/warden", "run")

@@ -40,6 +40,10 @@ class Files:
             sandbox.make_root(self.directory)
             for source, name in ((boot.kernel, "vmlinuz"), (boot.initrd, "initrd"), (boot.warden, "warden")):
                 _link(source, self.directory / name)
+            # 1,100 hard links, 15 ms: a mount from elsewhere in the state directory is hidden from every container.
+            shutil.copytree(boot.modules, self.directory / "modules" / boot.modules.name, copy_function=_link, symlinks=True)
+            for path in (self.directory / "modules", *(self.directory / "modules").rglob("*/")):
+                path.chmod(0o755)
         self.write("hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 
     def write(self, name: str, content: bytes) -> None:
@@ -109,7 +113,7 @@ class Files:
         return " | ".join((telling or kept)[-lines:])
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path | str, target: Path | str) -> None:
     """A hard link, or where another file system begins a copy."""
     try:
         os.link(source, target)

@@ -72,7 +72,7 @@ def find_modules(tree: Path, wanted: Sequence[str] = MODULES) -> list[tuple[str,
             raise HostLacks(
                 f"the kernel for virtual machines has no module {name}",
                 reason="KERNEL_UNSUITABLE",
-                remedy="remove STATE_DIR/vm/kernel, so that it is fetched again",
+                remedy="remove STATE_DIR/vm/kernels, so that it is fetched again",
                 module=name,
             )
         content = files[name].read_bytes()

@@ -71,8 +71,9 @@ def spec_of(spec: Spec, bundle: Bundle) -> Spec:
         mounts=(
             Mount("/usr", "/usr", read_only=True),
             Mount(str(directory), f"/{DIRECTORY}"),
-            Mount("/", EXPORT, read_only=True),
-            *(Mount(str(directory / "empty"), f"{EXPORT}/{name}", read_only=True) for name in _COVERED),
+            Mount("/", f"{EXPORT}/root", read_only=True),
+            *(Mount(str(directory / "empty"), f"{EXPORT}/root/{name}", read_only=True) for name in _COVERED),
+            Mount(str(directory / "modules"), f"{EXPORT}/modules", read_only=True),
             *(Mount(mount.source, share_path(number), mount.read_only) for number, mount in enumerate(spec.process.mounts)),
         ),
         cap_drop=(*_DROPPED, *(() if spec.process.mounts else _FOR_SHARES)),

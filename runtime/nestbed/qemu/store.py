@@ -3,7 +3,7 @@ file system.
 
 ::
 
-    kernel/VERSION/vmlinuz, modules/    of Debian's kernel package, downloaded and unpacked, never installed
+    kernels/VERSION/vmlinuz, lib/       of Debian's kernel package, downloaded and unpacked, never installed
     programs/HASH/agent, warden         compiled from ``c/``, named by what they were compiled from
     initrd/HASH                         named by what is in it
 
@@ -42,7 +42,8 @@ class Boot:
     kernel: Path
     initrd: Path
     warden: Path
-    version: str
+    modules: Path
+    """``lib/modules/VERSION`` of the kernel."""
 
 
 class Store:
@@ -61,12 +62,13 @@ class Store:
         """
         async with self._lock:
             if self._boot is None:
-                for name in ("kernel", "programs", "initrd"):
+                for name in ("kernels", "programs", "initrd"):
                     with translated(f"making {self._directory}", path=self._directory):
                         (self._directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
                 kernel = await self._kernel()
                 programs = await self._programs()
-                self._boot = Boot(kernel / "vmlinuz", self._initrd(kernel, programs), programs / "warden", kernel.name)
+                modules = next((kernel / "lib/modules").iterdir())
+                self._boot = Boot(kernel / "vmlinuz", self._initrd(kernel, programs), programs / "warden", modules)
             return self._boot
 
     def describe(self) -> str:
@@ -78,7 +80,7 @@ class Store:
 
     def _kernels(self) -> list[Path]:
         try:
-            return sorted(path for path in (self._directory / "kernel").iterdir() if not path.name.startswith("."))
+            return sorted(path for path in (self._directory / "kernels").iterdir() if not path.name.startswith("."))
         except FileNotFoundError:
             return []
 
@@ -89,7 +91,7 @@ class Store:
         if platform.machine() != "x86_64":
             raise _no_kernel(f"there is none for {platform.machine()}")
         package = await self._newest_package()
-        return await self._made(self._directory / "kernel" / package.removeprefix("linux-image-"), lambda new: self._unpack(package, new))
+        return await self._made(self._directory / "kernels" / package.removeprefix("linux-image-"), lambda new: self._unpack(package, new))
 
     @staticmethod
     async def _newest_package() -> str:
@@ -114,9 +116,13 @@ class Store:
         with translated("unpacking the kernel package", path=new):
             next((new / "tree/boot").glob("vmlinuz-*")).rename(new / "vmlinuz")
             (new / "vmlinuz").chmod(0o644)
-            next((new / "tree/lib/modules").iterdir()).rename(new / "modules")
+            (new / "tree/lib").rename(new / "lib")
+            version = next((new / "lib/modules").iterdir()).name
             shutil.rmtree(new / "tree")
             shutil.rmtree(archives)
+        code, text = await _run(("depmod", "-b", str(new), version))
+        if code:
+            raise _no_kernel(_last_line(text))
 
     # ---- our programs
 
@@ -140,7 +146,7 @@ class Store:
             (new / name).chmod(0o755)
 
     def _initrd(self, kernel: Path, programs: Path) -> Path:
-        modules = initramfs.find_modules(kernel / "modules")
+        modules = initramfs.find_modules(next((kernel / "lib/modules").iterdir()))
         content = initramfs.archive(initramfs.contents((programs / "agent").read_bytes(), modules))
         path = self._directory / "initrd" / hashlib.sha256(content).hexdigest()[:16]
         if not path.exists():

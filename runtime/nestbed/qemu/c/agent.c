@@ -28,6 +28,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -885,6 +886,20 @@ static void option(const char *name, char *value, size_t size) {
             snprintf(value, size, "%s", word + strlen(name) + 1);
 }
 
+/* The kernel's modules, which are not the root's; a root without a place for them goes without. */
+static void show_modules(void) {
+    struct utsname name;
+    char path[256];
+    uname(&name);
+    snprintf(path, sizeof path, "usr/lib/modules/%s", name.release);
+    mkdir("usr/lib/modules", 0755);
+    mkdir(path, 0755);
+    char from[256];
+    snprintf(from, sizeof from, "/lower/modules/%s", name.release);
+    if (mount(from, path, NULL, MS_BIND, NULL))
+        say("modules: %s", strerror(errno));
+}
+
 static void mount_root(void) {
     char root[128];
     option("nestbed.root", root, sizeof root);
@@ -895,7 +910,7 @@ static void mount_root(void) {
     mount_or_give_up("changes", "/changes", "tmpfs", 0, "mode=0755");
     mkdir("/changes/upper", 0755);
     mkdir("/changes/work", 0755);
-    mount_or_give_up("root", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/changes/upper,workdir=/changes/work");
+    mount_or_give_up("root", "/root", "overlay", 0, "lowerdir=/lower/root,upperdir=/changes/upper,workdir=/changes/work");
     if (chdir("/root"))
         give_up("root");
     mount_or_give_up("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
@@ -907,6 +922,7 @@ static void mount_root(void) {
     mkdir("run/lock", 01777);
     /* The node's is not shown: what root keeps there is root's. */
     mount_or_give_up("home", "root", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
+    show_modules();
     if (mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         give_up("changing the root");
     if (symlink("/proc/self/fd", "/dev/fd") || symlink("/proc/self/fd/0", "/dev/stdin") || symlink("/proc/self/fd/1", "/dev/stdout") ||
