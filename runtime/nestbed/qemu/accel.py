@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from nestbed.qemu.command import QEMU
 _DEVICE = "/dev/kvm"
 _FILE = "accelerator.json"
 _SECONDS = 3.0
+_LIMIT_SECONDS = 5
 _ANSWER = 0x21
 """QEMU's exit code when the guest wrote 0x10 to the debug port: (0x10 << 1) | 1 (hw/misc/debugexit.c)."""
 _FIRMWARE_BYTES = 1 << 16
@@ -67,25 +70,33 @@ def this_boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def known(run_dir: Path) -> Accelerator | None:
+    """What was found out since the machine was started; None if nobody has tried, and it takes a trial to know."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads((run_dir / _FILE).read_bytes())
+        if kept["boot_id"] == this_boot():
+            return Accelerator(str(kept["name"]), str(kept["why"]))
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        return Accelerator("tcg", f"there is no {_DEVICE} to use")
+    return None
+
+
 async def find(run_dir: Path) -> Accelerator:
     """What this machine runs guests with; tries at most once per boot."""
-    boot_id = this_boot()
-    path = run_dir / _FILE
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_bytes())
-        if kept["boot_id"] == boot_id:
-            return Accelerator(str(kept["name"]), str(kept["why"]))
-    found = await _try(run_dir)
-    with translated(f"writing {path}", path=path):
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps({"boot_id": boot_id, "name": found.name, "why": found.why}))
-        new.rename(path)
+    found = known(run_dir)
+    if found is None:
+        found = await _try(run_dir)
+        path = run_dir / _FILE
+        with translated(f"writing {path}", path=path):
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps({"boot_id": this_boot(), "name": found.name, "why": found.why}))
+            new.rename(path)
     return found
 
 
 async def _try(run_dir: Path) -> Accelerator:
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        return Accelerator("tcg", f"there is no {_DEVICE} to use")
+    for stale in run_dir.glob("trial-*"):
+        shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix="trial-", dir=run_dir) as directory:
         image = Path(directory) / "firmware"
         image.write_bytes(firmware())
@@ -99,7 +110,9 @@ async def _try(run_dir: Path) -> Accelerator:
 
 async def trial(image: Path, accelerator: str, seconds: float = _SECONDS) -> int | None:
     """Run the trial guest: QEMU's exit code (33 if it ran), None if it did not end in time."""
+    # A guest that hangs ends by itself, whatever becomes of us: by its processor time, or else by the clock.
     words = (
+        "/usr/bin/timeout", "--signal=KILL", f"{_LIMIT_SECONDS}", "/usr/bin/prlimit", f"--cpu={_LIMIT_SECONDS}", "--",
         QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
         "-machine", "pc,usb=off", "-accel", accelerator, "-m", "16M", "-bios", str(image),
         "-device", "isa-debug-exit,iobase=0xf4,iosize=0x01",
@@ -115,5 +128,5 @@ async def trial(image: Path, accelerator: str, seconds: float = _SECONDS) -> int
         return None
     finally:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a session
             await process.wait()

@@ -20,9 +20,6 @@ from nestbed.runtime import Container, Leftover, StatusListener
 
 _PROGRAMS = ((command.QEMU, "qemu-system-x86"), (command.VIRTIOFSD, "qemu-system-common"))
 
-_TRIAL_SECONDS = 0.2
-"""How long who asks for abilities waits for the trial of KVM."""
-
 
 class QemuRuntime:
     """See the contract. Its machines live in sandboxes, which must be open before and closed after it."""
@@ -62,9 +59,7 @@ class QemuRuntime:
         if missing:
             consequence = f"no virtual machines: apt-get install {' '.join(package for _, package in missing)}"
             return [Ability("qemu", available=False, detail=f"{missing[0][0]} is missing", consequence=consequence)]
-        trial = self._trial()
-        await asyncio.wait([trial], timeout=_TRIAL_SECONDS)
-        accelerator = trial.result() if trial.done() else Accelerator("tcg", "a trial guest is running; ask again in a few seconds")
+        accelerator = accel.known(self._run_dir) or Accelerator("tcg", "not tried yet: the first virtual machine does")
         slow = "" if accelerator.name == "kvm" else "virtual machines are emulated: several times slower, and no boundary against attacks"
         return [
             Ability("qemu", available=True, detail=self._store.describe()),
