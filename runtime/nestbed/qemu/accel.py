@@ -94,9 +94,14 @@ async def find(run_dir: Path) -> Accelerator:
     return found
 
 
-async def _try(run_dir: Path) -> Accelerator:
+def _forget_trials(run_dir: Path) -> None:
+    """Remove what a daemon left that died while it tried."""
     for stale in run_dir.glob("trial-*"):
         shutil.rmtree(stale)
+
+
+async def _try(run_dir: Path) -> Accelerator:
+    _forget_trials(run_dir)
     with tempfile.TemporaryDirectory(prefix="trial-", dir=run_dir) as directory:
         image = Path(directory) / "firmware"
         image.write_bytes(firmware())
