@@ -108,8 +108,9 @@ def test_queue_and_burst_grow_with_the_rate() -> None:
     assert impair.queue_frames(Impairment(rate_bps=1_000_000), 1500) == 50
     assert impair.queue_frames(Impairment(rate_bps=100_000_000), 1500) == 825
     assert impair.queue_frames(Impairment(rate_bps=100_000_000, limit_frames=7), 1500) == 7
-    assert impair.burst_bytes(1_000_000, 1500) == 2 * 1518
-    assert impair.burst_bytes(1_000_000_000, 1500) == 250_000
+    assert impair.burst_bytes(1_000_000, 1500, 1e-9) == 2 * 1518
+    assert impair.burst_bytes(1_000_000_000, 1500, 1e-9) == 250_000
+    assert impair.burst_bytes(1_000_000_000, 1500, 0.004) == 1_250_000
 
 
 def test_thresholds_reach_never_and_always() -> None:

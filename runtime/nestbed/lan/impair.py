@@ -24,6 +24,7 @@ LIMIT_MAX_FRAMES = 1_000_000
 _FRACTIONS = ("loss", "duplicate", "corrupt", "reorder")
 _QUEUE_SECONDS, _QUEUE_MIN_FRAMES, _QUEUE_MAX_FRAMES = 0.1, 50, 10_000
 _ETHERNET_HEADER_BYTES = 14
+_BURST_SECONDS = 0.002
 
 
 def changed(before: Impairment, change: ImpairmentChange) -> Impairment:
@@ -112,9 +113,14 @@ def queue_frames(impairment: Impairment, mtu: int) -> int:
     return int(min(max(frames, _QUEUE_MIN_FRAMES), _QUEUE_MAX_FRAMES))
 
 
-def burst_bytes(rate_bps: int, mtu: int) -> int:
-    """What may pass at once after a pause: 2 ms of the rate (timers are late by tens of microseconds), and at least two full frames."""
-    return max(rate_bps * 2 // 8000, 2 * (mtu + _ETHERNET_HEADER_BYTES + 4))
+def burst_bytes(rate_bps: int, mtu: int, lateness_seconds: float) -> int:
+    """What may pass at once after a pause: 2 ms of the rate, as timers are late, and at least two full frames.
+
+    ``lateness_seconds`` is what the kernel's timers are late by (``nestbed.linux.timer``): of that it is two and a half, or the rate would
+    not be reached.
+    """
+    seconds = max(_BURST_SECONDS, 2.5 * lateness_seconds)
+    return max(int(rate_bps * seconds / 8), 2 * (mtu + _ETHERNET_HEADER_BYTES + 4))
 
 
 def busy_gap_ns(impairment: Impairment, mtu: int) -> int:

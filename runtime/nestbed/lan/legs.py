@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from nestbed.lan import impair
 from nestbed.lan.programs import PortPrograms, Side, Stage
 from nestbed.lan.relay.wanted import DelayLeg
-from nestbed.linux import ethtool, qdisc, rtnl, tun
+from nestbed.linux import ethtool, qdisc, rtnl, timer, tun
 from nestbed.model import Impairment
 
 PORT_PREFIX = "nbp"
@@ -319,7 +319,7 @@ class Legs:
         if steps.has_rate:
             parent = _DELAY << 16 | 1 if steps.has_netem else qdisc.ROOT
             limit = impair.queue_frames(wanted, leg.port.mtu)
-            burst = impair.burst_bytes(wanted.rate_bps, leg.port.mtu)
+            burst = impair.burst_bytes(wanted.rate_bps, leg.port.mtu, timer.lateness_seconds())
             has_fifo = "pfifo" in leg.qdiscs
             # A new bucket has no FIFO yet: a limit would make it one of bytes.
             bucket_limit = limit if has_fifo else 0
