@@ -8,6 +8,8 @@ import json
 import random
 import socket
 import threading
+
+import pytest
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -85,16 +87,19 @@ def test_strangers_are_not_heard(own_labs) -> None:
     assert lab.drops(1) == {"stranger": 1}
 
 
-def test_jumbo_frames_on_an_underlay_that_has_room(own_labs) -> None:
-    lab = own_labs(2, 2, "--mtu", "9000", mtu=9100)
+@pytest.mark.parametrize("relay", ["auto", "userspace"])
+@pytest.mark.parametrize("mtu", [9100, 1500])
+def test_jumbo_frames(own_labs, mtu: int, relay: str) -> None:
+    """On an underlay that has room for them, and on one that has not: then the relay's datagrams are fragmented."""
+    lab = own_labs(2, 2, "--mtu", "9000", mtu=mtu, relay=relay)
     here, there = lab.stations
-    frame = there.mac + here.mac + b"\x88\xb5" + random.randbytes(9000)
-    here.send(frame)
-    assert there.expect(frame)
-    assert "0% packet loss" in lab.nbctl(
-        0, "exec", lab.names[0], "--", "ping", "-c", "3", "-i", "0.1", "-M", "do", "-s", "8972", "10.5.0.2"
-    )
-    transfer(lab.namespaces[0], lab.namespaces[1], "10.5.0.2")
+    for size in (9000, 1472, 60):
+        frame = there.mac + here.mac + b"\x88\xb5" + random.randbytes(size)
+        here.send(frame)
+        assert there.expect(frame), size
+    ping = ("ping", "-c", "3", "-i", "0.1", "-W", "2", "-M", "do", "-s", "8972", "10.5.0.2")
+    assert " 0% packet loss" in lab.nbctl(0, "exec", lab.names[0], "--", *ping)
+    transfer(lab.namespaces[0], lab.namespaces[1], "10.5.0.2", 4 << 20)
 
 
 def test_a_router_between_two_lans(own_labs) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -232,33 +232,37 @@ class Relaying:
     def _hear(self) -> None:
         assert self._news is not None
         changes = self._news.read()
-        is_about_underlays = changes is None or changes.links & set(self._names) or changes.addressed & self._indexes
-        if is_about_underlays or (changes and changes.has_routing and any(held.lan.peers for held in self._held.values())):
+        if changes is None or changes.links & set(self._names) or changes.addressed & {one.index for one in self._outlooks.values()}:
             self._catch_up()
-
-    @property
-    def _indexes(self) -> set[int]:
-        return {one.index for one in self._outlooks.values()}
+        elif changes.has_routing:
+            self._catch_up_with_peers()
 
     def _catch_up(self) -> None:
         try:
-            self._is_stale = False
             self._refresh()
+            self._is_stale = False
         except NestbedError:  # an underlay that goes at this very moment: news of that follow, and the next round looks again
             self._is_stale = True
 
+    def _catch_up_with_peers(self) -> None:
+        try:
+            self._apply_all(held for held in self._held.values() if held.lan.peers)
+        except NestbedError:
+            self._is_stale = True
+
     def _refresh(self) -> None:
+        """Look at the underlays and, if there is something new about them, tell everybody."""
         before, self._outlooks = self._outlooks, {name: look_out(name) for name in self._names}
-        if before == self._outlooks and self._held == {}:
+        if before == self._outlooks and not self._is_stale:
             return
         for held in self._held.values():
             held.aside.clear()
-        self._attach()
-        self._apply_all()
         for name in self._names:
             was, now = before[name].is_usable, self._outlooks[name].is_usable
             if was != now:
                 self._listener("lan.underlay-back" if now else "lan.underlay-lost", "", {"underlay": name})
+        self._attach()
+        self._apply_all(self._held.values())
 
     def _attach(self) -> None:
         """Have the program on every underlay that is there, as long as there is a LAN to carry."""
@@ -282,8 +286,8 @@ class Relaying:
         if not self._held or self._fast is None:
             self._uplinks.remove_segmenter()
 
-    def _apply_all(self) -> None:
-        for held in self._held.values():
+    def _apply_all(self, some: Iterable[_Held]) -> None:
+        for held in list(some):
             with translated(f"telling the fast path of LAN {held.lan.name}", lan=held.lan.name):
                 self._apply(held)
 
