@@ -8,8 +8,6 @@ import json
 import random
 import socket
 import threading
-
-import pytest
 from collections.abc import Callable
 from functools import partial
 from typing import Any

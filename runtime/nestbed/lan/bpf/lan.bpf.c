@@ -291,6 +291,28 @@ static __always_inline int address_to(struct __sk_buff *skb, const struct leg *l
 	return bpf_skb_store_bytes(skb, 0, &header.eth, OUTER_LEN, 0);
 }
 
+/* What tells flows apart: the kernel's hash if it has one (a socket's), else one of addresses and ports; its own takes as long as all the
+ * rest of encap.
+ */
+static __always_inline __u32 flow_hash(struct __sk_buff *skb, const struct headers *headers)
+{
+	__u32 words[6] = {}, hash = skb->hash;
+
+	if (hash)
+		return hash;
+	if (headers->protocol == bpf_htons(ETH_P_IP)) /* both addresses, and the ports behind them */
+		bpf_skb_load_bytes(skb, headers->l3 + 12, words, headers->is_fragment ? 8 : 12);
+	else if (headers->protocol == bpf_htons(ETH_P_IPV6)) /* the end of the source, the destination, the ports */
+		bpf_skb_load_bytes(skb, headers->l3 + 20, words, sizeof(words));
+#pragma unroll
+	for (int i = 0; i < 6; i++) {
+		hash ^= words[i];
+		hash *= 0x9E3779B1; /* 2^32 over the golden ratio */
+		hash ^= hash >> 15;
+	}
+	return hash;
+}
+
 /* Take the tags out of the metadata: they go between the addresses and the EtherType, where the wire has them. Their length in bytes. */
 static __always_inline __u32 take_tags(struct __sk_buff *skb, __be16 *tags)
 {
@@ -471,7 +493,7 @@ static __always_inline int carry(struct __sk_buff *skb, __u32 index, __u32 copie
 		copied = COPIED;
 
 	only = owner(lan, eth.h_dest);
-	sending.hash = bpf_get_hash_recalc(skb);
+	sending.hash = flow_hash(skb, &headers);
 	tags_length = take_tags(skb, tags);
 	if (skb->vlan_present) /* more of them than anybody uses */
 		return drop(traffic, REASON_MALFORMED, &amount);

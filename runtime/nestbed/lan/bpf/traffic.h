@@ -35,6 +35,7 @@ struct headers {
 	__u16 l3;     /* where what the EtherType names begins, behind VLAN tags */
 	__u16 length; /* of all headers, TCP's with them if it is TCP: what each segment of a super-frame begins with */
 	__be16 protocol; /* the EtherType behind VLAN tags */
+	__u16 is_fragment;
 };
 
 #ifndef ETH_P_8021AD
@@ -70,8 +71,10 @@ static __always_inline void note_ipv4(struct __sk_buff *skb, struct headers *h)
 	__u8 ip[10];
 
 	h->classes |= 1 << CLASS_IPV4;
-	if (bpf_skb_load_bytes(skb, h->l3, ip, sizeof(ip)) == 0)
+	if (bpf_skb_load_bytes(skb, h->l3, ip, sizeof(ip)) == 0) {
+		h->is_fragment = (ip[6] & 0x3F) | ip[7];
 		note_l4(skb, h, h->l3 + (ip[0] & 15) * 4, ip[9], !((ip[6] & 0x1F) | ip[7]));
+	}
 }
 
 static __always_inline void note_ipv6(struct __sk_buff *skb, struct headers *h)
@@ -100,7 +103,7 @@ static __always_inline int read_headers(struct __sk_buff *skb, struct headers *h
 {
 	__be16 tag[2];
 
-	h->classes = 0;
+	h->classes = h->is_fragment = 0;
 	h->l3 = h->length = ETH_HLEN;
 	if (bpf_skb_load_bytes(skb, 0, &h->eth, sizeof(h->eth)) < 0)
 		return -1;
