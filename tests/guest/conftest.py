@@ -26,6 +26,7 @@ from nestbed.qemu.runtime import QemuRuntime
 from nestbed.runtime import StatusListener
 from nestbed.testing.bench import Bench
 from nestbed.testing.machine import Machine
+from nestbed.testing.segment import Segment
 
 STORE = Path(__file__).parents[2] / "build" / "vm"
 BRIDGE = "nbbvmtest"
@@ -111,16 +112,21 @@ async def bench(tmp_path: Path, state_dir: Path, bridge: Rtnl, owned_cgroups: se
         assert list(await bench.runtime.process.audit([])) == []  # type: ignore[attr-defined]
 
 
+def prepare(machine: Machine) -> None:
+    """Let a machine whose daemon does not run yet begin with what earlier tests made and found out."""
+    machine.state_dir.mkdir(parents=True)
+    machine.run_dir.mkdir(mode=0o755, parents=True)
+    STORE.mkdir(parents=True, exist_ok=True)
+    (machine.state_dir / "vm").symlink_to(STORE)
+    asyncio.run(find_accelerator(machine.run_dir))
+
+
 class Site:
     """A machine whose daemon runs virtual machines, as a user of nbctl sees it."""
 
     def __init__(self, base: Path) -> None:
         self.machine = Machine("node1", base)
-        self.machine.state_dir.mkdir(parents=True)
-        self.machine.run_dir.mkdir(mode=0o755)
-        STORE.mkdir(parents=True, exist_ok=True)
-        (self.machine.state_dir / "vm").symlink_to(STORE)
-        asyncio.run(find_accelerator(self.machine.run_dir))
+        prepare(self.machine)
         self.proj = Path(tempfile.mkdtemp(prefix="nestbed-proj-"))
         self.proj.chmod(0o1777)
         self.start()
@@ -207,3 +213,17 @@ def fresh_site(tmp_path: Path, owned_cgroups: set[str]) -> Iterator[Site]:
     finally:
         site.close()
         owned_cgroups.add(f"nestbed-{site.machine.node_id}")
+
+
+@pytest.fixture
+def pair(tmp_path: Path, owned_cgroups: set[str]) -> Iterator[Segment]:
+    """Two machines at one underlay, whose daemons run virtual machines."""
+    segment = Segment(tmp_path / "pair", 2)
+    try:
+        for machine in segment.machines:
+            prepare(machine)
+        segment.start()
+        yield segment
+    finally:
+        segment.close()
+        owned_cgroups.update(f"nestbed-{machine.node_id}" for machine in segment.machines)

@@ -1,0 +1,39 @@
+"""The example of the page that described nestbed first: two processes and a virtual machine on a LAN, realised in several ways."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from nestbed.testing.machine import Machine
+from nestbed.testing.segment import Segment, checked
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+
+PAGE = Path(__file__).parents[2] / "docs" / "examples" / "page"
+NBCTL = Path(sys.executable).with_name("nbctl")
+
+
+def nbctl(machine: Machine, *args: str) -> str:
+    return checked(machine.run(NBCTL, "-H", machine.address, *args, timeout_seconds=110))
+
+
+def test_what_is_inside_cannot_tell_one_machine_from_two(pair: Segment, tmp_path: Path) -> None:
+    """Realisations 1 and 3 of the page: all on one machine, and the processes on another than the virtual machine."""
+    alpha, beta = pair.machines
+    seen = []
+    for name in ("one-machine", "two-machines"):
+        ptopo = (PAGE / f"{name}.yaml").read_text().replace("tcp://192.0.2.2:7411", f"unix://{beta.run_dir}/admin.sock")
+        (tmp_path / f"{name}.yaml").write_text(ptopo)
+        nbctl(alpha, "up", "-f", str(PAGE / "vtopo.yaml"), "--on", str(tmp_path / f"{name}.yaml"))
+        held = [nbctl(machine, "ps", "-q").count("\n") for machine in (alpha, beta)]
+        assert held == {"one-machine": [3, 0], "two-machines": [1, 2]}[name]
+        assert nbctl(alpha, "verify", "page", "--save", str(tmp_path / name)) == "page: 6 calls answered, no deviation\n"
+        seen.append((tmp_path / name).read_bytes())
+        nbctl(alpha, "down", "page")
+    assert seen[0] == seen[1]
+    for machine in (alpha, beta):
+        assert nbctl(machine, "ps", "-a", "-q") == ""
+        nbctl(machine, "audit")
