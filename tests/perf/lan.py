@@ -85,15 +85,19 @@ class Ground:
 
     def __init__(self, base: Path, stack: contextlib.ExitStack) -> None:
         self.base, self.stack = base, stack
-        self.machines = [self.space(f"m{number}") for number in (1, 2)]
-        ends = [f"/proc/{os.getpid()}/fd/{machine.netns_fd}" for machine in self.machines]
+        self.machines, self.ends = self.joined("m")
+
+    def joined(self, name: str) -> tuple[list[Machine], list[str]]:
+        """Two machines with an underlay between them, and the paths of their namespaces."""
+        machines = [self.space(f"{name}{number}") for number in (1, 2)]
+        ends = [f"/proc/{os.getpid()}/fd/{machine.netns_fd}" for machine in machines]
         pair = ("link", "add", "u0", "mtu", str(UNDERLAY_MTU), "type", "veth", "peer", "name", "u0", "mtu", str(UNDERLAY_MTU))
         inside(ends[0], "ip", *pair, "netns", ends[1])
         for number, end in enumerate(ends, 1):
             inside(end, "ip", "addr", "add", f"192.168.77.{number}/24", "dev", "u0")
             inside(end, "ip", "link", "set", "lo", "up")
             inside(end, "ip", "link", "set", "u0", "up")
-        self.ends = ends
+        return machines, ends
 
     def space(self, name: str) -> Machine:
         machine = Machine(name, self.base / name)
@@ -126,14 +130,34 @@ class Ground:
 
 
 def nestbed(ground: Ground) -> Contender:
-    namespaces = []
-    for number, machine in enumerate(ground.machines, 1):
+    for machine in ground.machines:
         machine.daemon.start("--underlay", "u0")
-        checked(machine.nbctl("lan", "create", "lan0", "--group", "239.77.0.1:5000"))
-        address = f"lan0,ip=10.71.0.{number}/24"
-        checked(machine.nbctl("run", "process", "-d", "--name", f"c{number}", "--lan", address, "--", "sleep", "86400"))
-        namespaces.append(namespace_of(machine, f"c{number}"))
-    return Contender("nestbed", True, *namespaces, "10.71.0.2")
+    return Contender("nestbed", True, *containers(ground.machines, "lan0", "239.77.0.1:5000", "10.71.0"), "10.71.0.2")
+
+
+def containers(machines: list[Machine], lan: str, group: str, net: str, *options: str) -> list[str]:
+    """A LAN with a container on each machine; their namespaces."""
+    namespaces = []
+    for number, machine in enumerate(machines, 1):
+        checked(machine.nbctl("lan", "create", lan, "--group", group, *options))
+        words = ("--name", f"{lan}-{number}", "--lan", f"{lan},ip={net}.{number}/24")
+        checked(machine.nbctl("run", "process", "-d", *words, "--", "sleep", "86400"))
+        namespaces.append(namespace_of(machine, f"{lan}-{number}"))
+    return namespaces
+
+
+def oversize(ground: Ground) -> Contender:
+    """Full frames do not fit the underlay: the relay process carries them, each in two fragments."""
+    namespaces = containers(ground.machines, "large", "239.77.0.2:5000", "10.76.0", "--mtu", str(UNDERLAY_MTU))
+    return Contender("nestbed, oversize", True, *namespaces, "10.76.0.2")
+
+
+def relay_alone(ground: Ground) -> Contender:
+    """As on a kernel without BPF."""
+    machines, _ = ground.joined("r")
+    for machine in machines:
+        machine.daemon.start("--underlay", "u0", "--relay", "userspace")
+    return Contender("nestbed, relay process alone", True, *containers(machines, "slow", "239.77.0.3:5000", "10.77.0"), "10.77.0.2")
 
 
 def namespace_of(machine: Machine, container: str) -> str:
@@ -273,7 +297,7 @@ def warm(contender: Contender) -> None:
 
 
 def measure(options: argparse.Namespace, ground: Ground, flood: Path) -> dict[str, Any]:
-    makers = [nestbed, vxlan, bare_bridge, vde, floor]
+    makers = [nestbed, vxlan, bare_bridge, vde, floor, oversize, relay_alone]
     contenders = [maker(ground) for maker in makers]
     mine = contenders[0]
     for contender in contenders:
@@ -314,7 +338,7 @@ def ratios(result: dict[str, Any]) -> list[tuple[str, float, str]]:
     by_name = {one["name"]: one["median"] for one in result["contenders"]}
     mine, tunnel, bridge = by_name["nestbed"], by_name["kernel VXLAN, multicast"], by_name["bare bridge, one machine"]
     switch = by_name["vde_switch, one machine"]
-    many = next(median for name, median in by_name.items() if name.startswith("nestbed, "))
+    many = next(median for name, median in by_name.items() if name.endswith(" LANs"))
     kept, cut = (f"tcp {mode}" for mode in MODES)
     return [
         ("TCP over VXLAN's, super-frames kept", mine[kept] / tunnel[kept], ">= 1.0"),
@@ -322,6 +346,8 @@ def ratios(result: dict[str, Any]) -> list[tuple[str, float, str]]:
         ("frames/s over VXLAN's", mine["frames"] / tunnel["frames"], ">= 1.0"),
         ("TCP over VDE's", mine[kept] / switch[kept], ">= 8"),
         ("frames/s over VDE's", mine["frames"] / switch["frames"], ">= 8"),
+        ("TCP by the relay process alone, Gbit/s", by_name["nestbed, relay process alone"][kept], ">= 0.3"),
+        ("TCP of oversize frames, Gbit/s", by_name["nestbed, oversize"][kept], ">= 0.3"),
         ("round trip added, over VXLAN's", (mine["rtt"] - bridge["rtt"]) / (tunnel["rtt"] - bridge["rtt"]), "<= 1.0"),
         ("TCP on one of many LANs over one alone", many[kept] / mine["tcp beside many"], ">= 0.9"),
         ("frames/s on many LANs over one alone", many["frames"] / mine["frames beside many"], ">= 0.9"),

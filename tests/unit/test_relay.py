@@ -152,7 +152,7 @@ def test_counters_outlive_writer_and_reader(tmp_path) -> None:
     assert reader.look("lan") is None
     assert reader.is_current(tmp_path)
     with writer.claim("lan") as cells:
-        frames.count(cells, tally.SENT_AT, b"\xff" * 6 + MAC + b"\x08\x06" + bytes(28))
+        frames.count(cells, tally.SENT_AT, [b"\xff" * 6 + MAC + b"\x08\x06" + bytes(28)])
         cells[tally.RECEIVED_AT + tally.DROPS_AT + 3] += 2
     writer.close()
     writer = Tally.open_to_write(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nestbed.lan.relay.tally import CLASSES_AT
 from nestbed.model import TRAFFIC_CLASSES
 
@@ -32,6 +34,8 @@ _OF_BROADCAST, _OF_MULTICAST = _cells("broadcast"), _cells("multicast")
 def cells_of(frame: bytes) -> tuple[int, ...]:
     """Which cells of ``struct traffic`` count a frame of at least HEADER_BYTES, beside that of all frames."""
     kind = frame[12:14]
+    if kind == _IPV4 and not frame[0] & 1 and len(frame) > 23:
+        return _OF_IPV4[frame[23]]
     if kind == _IPV4:
         network = _OF_IPV4[frame[23]] if len(frame) > 23 else _OF_IPV4[255]
     elif kind == _IPV6 and len(frame) > 20 and frame[20] != _HOP_BY_HOP:
@@ -73,11 +77,20 @@ def _next_header(frame: bytes, at: int) -> int:
     return frame[at + 40] if protocol == _HOP_BY_HOP and len(frame) > at + 41 else protocol
 
 
-def count(cells: memoryview, base: int, frame: bytes) -> None:
-    """Add a frame to the ``struct traffic`` that begins at ``base``."""
-    length = len(frame)
-    cells[base] += 1
-    cells[base + 1] += length
-    for cell in cells_of(frame):
-        cells[base + cell] += 1
-        cells[base + cell + 1] += length
+def count(cells: memoryview, base: int, batch: Iterable[bytes]) -> None:
+    """Add frames to the ``struct traffic`` that begins at ``base``: most of a batch are of one kind, so it is added up beforehand."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for frame in batch:
+        kind = cells_of(frame)
+        sums = found.get(kind)
+        if sums is None:
+            found[kind] = [1, len(frame)]
+        else:
+            sums[0] += 1
+            sums[1] += len(frame)
+    for kind, (number, size) in found.items():
+        cells[base] += number
+        cells[base + 1] += size
+        for cell in kind:
+            cells[base + cell] += number
+            cells[base + cell + 1] += size

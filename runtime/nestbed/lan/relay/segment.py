@@ -28,6 +28,12 @@ BATCH_FRAMES = 32
 SET_ASIDE_SECONDS = 60.0
 
 _NO_STATION = bytes(6)
+_WRITE_REASONS = {
+    errno.ENOBUFS: Reason.NO_MEMORY,
+    errno.ENOMEM: Reason.NO_MEMORY,
+    errno.EAGAIN: Reason.NO_MEMORY,
+    errno.EINVAL: Reason.RUNT,
+}
 
 
 class Segment:
@@ -59,6 +65,10 @@ class Segment:
         self._overflows: dict[str, int] = {}
         self._by_peer: dict[str, Sockets] = {}
         self._ears: dict[str, socket.socket] = {}
+        self._only_send: Callable[[bytes], int] | None = None
+        self._sent: list[bytes] = []
+        self._received: list[bytes] = []
+        """Of the batch under way, to be counted."""
         self._tap = tun.open_tap(wanted.tap)
         engine.watch(self._tap, self._from_tap)
 
@@ -93,6 +103,8 @@ class Segment:
         self._sources = {source for path in self._paths.values() for source in path.sources}
         self._addresses = {path.shape.address for path in self._paths.values()}
         self._by_peer = self._routes()
+        paths = list(self._paths.values())
+        self._only_send = paths[0].sender.send if len(paths) == 1 and not self.wanted.peers else None
         # As the fast path has it: a frame goes by it on all underlays or on none.
         self._fits_bytes = min((path.fits_bytes for path in self._paths.values()), default=0)
         self.serve_members(self.has_members)
@@ -196,8 +208,13 @@ class Segment:
     # ---- frames to other machines
 
     def _from_tap(self) -> None:
+        self._read_tap()
+        frames.count(self._cells, SENT_AT, self._sent)
+        self._sent.clear()
+
+    def _read_tap(self) -> None:
         tap, length, places, is_fast = self._tap, self._read_bytes, self.macs.places, self.wanted.is_fast
-        now = time.monotonic()
+        now, sent, send = time.monotonic(), self._sent.append, self._only_send
         for _ in range(BATCH_FRAMES):
             try:
                 frame = os.read(tap, length)
@@ -218,13 +235,22 @@ class Segment:
                 places = self.macs.places
             else:
                 continue
-            self._send(frame)
+            if send is None:
+                reason = self._send_to_peers(frame) if self.wanted.peers else self._send_to_group(frame, self._paths.values())
+            else:
+                reason = self._send_alone(send, frame)
+            if reason is None:
+                sent(frame)
+            else:
+                self._drop(SENT_AT, reason)
 
-    def _send(self, frame: bytes) -> None:
-        if self.wanted.peers:
-            self._send_to_peers(frame)
-        else:
-            self._account(frame, self._send_to_group(frame, self._paths.values()))
+    @staticmethod
+    def _send_alone(send: Callable[[bytes], int], frame: bytes) -> Reason | None:
+        try:
+            send(frame)
+        except OSError as error:
+            return reason_of(error)
+        return None
 
     def _send_here(self, frame: bytes) -> None:
         """To the stock members of this machine alone."""
@@ -246,11 +272,12 @@ class Segment:
                 reason = reason_of(error)
         return None if is_sent else reason
 
-    def _send_to_peers(self, frame: bytes) -> None:
+    def _send_to_peers(self, frame: bytes) -> Reason | None:
+        """As :meth:`_send_to_group`."""
         targets = self._by_peer
         owner = None if frame[0] & 1 else self.macs.owner(frame[:6])
         if owner == LOCAL:
-            return
+            targets = {}
         if owner is not None and owner in targets:
             targets = {owner: targets[owner]}
         is_sent, reason, port = False, Reason.UNDERLAY_DOWN, self.wanted.port
@@ -260,18 +287,16 @@ class Segment:
                 is_sent = True
             except OSError as error:
                 reason = reason_of(error)
-        self._account(frame, None if is_sent else reason)
-
-    def _account(self, frame: bytes, reason: Reason | None) -> None:
-        """Count a frame that went to an underlay, or to none."""
-        if reason is None:
-            frames.count(self._cells, SENT_AT, frame)
-        else:
-            self._drop(SENT_AT, reason)
+        return None if is_sent else reason
 
     # ---- frames from other machines
 
     def _from_underlay(self, name: str, receiver: socket.socket) -> None:
+        self._receive(name, receiver)
+        frames.count(self._cells, RECEIVED_AT, self._received)
+        self._received.clear()
+
+    def _receive(self, name: str, receiver: socket.socket) -> None:
         receive, places, welcome, read_bytes = receiver.recvfrom, self.macs.places, self._welcome[name], self._read_bytes
         now, mtu, passes_on = time.monotonic(), self.wanted.mtu, len(self._paths) > 1 and not self.wanted.peers
         for _ in range(BATCH_FRAMES):
@@ -301,9 +326,9 @@ class Segment:
         try:
             os.write(self._tap, frame)
         except OSError as error:
-            self._drop(RECEIVED_AT, Reason.NO_MEMORY if error.errno in (errno.ENOBUFS, errno.ENOMEM) else Reason.NO_LAN)
+            self._drop(RECEIVED_AT, _WRITE_REASONS.get(error.errno or 0, Reason.NO_LAN))
         else:
-            frames.count(self._cells, RECEIVED_AT, frame)
+            self._received.append(frame)
 
     def _welcomes(self, name: str, source: tuple[str, int]) -> bool:
         """Whether datagrams from this source are for the LAN; if not, one is counted. What is welcome is looked at again every second."""
