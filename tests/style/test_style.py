@@ -25,7 +25,8 @@ SKIPPED_FOLDERS = {
 GENERATED = CHECKOUT / "runtime" / "nestbed" / "v1"
 
 CHECKS = ("ruff-format", "ruff", "buf-lint", "buf-format", "shellcheck", "codespell", "mypy", "lint-imports", "buf-breaking", "genproto")
-SCRIPTS = sorted([".ci/run", *(f"hack/{path.name}" for path in (CHECKOUT / "hack").iterdir() if path.is_file())])
+SCRIPTS = sorted([".ci/run", *(f"hack/{path.name}" for path in (CHECKOUT / "hack").iterdir() if path.is_file() and not path.suffix)])
+"""Scripts have no suffix; what has one is a module for a tool."""
 
 
 def run(*argv: str | Path, cwd: Path = CHECKOUT) -> subprocess.CompletedProcess[str]:
