@@ -206,6 +206,9 @@ class Template:
     def _copy_node(self) -> int:
         setns(self._node_mnt_fd, CLONE_NEWNS)
         try:
+            # A mount namespace that somebody keeps as a file (snapd does) cannot be mounted here again: that would be a loop (ELOOP). A
+            # copy of a namespace leaves such files out, as copy_tree() in fs/namespace.c says; a copy of a tree does not.
+            unshare(CLONE_NEWNS)
             return mount.open_tree(-100, "/", mount.OPEN_TREE_CLONE | AT_RECURSIVE)
         finally:
             setns(self._own_mnt_fd, CLONE_NEWNS)
