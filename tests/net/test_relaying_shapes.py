@@ -7,15 +7,21 @@ import hashlib
 import json
 import random
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nestbed.testing.segment import Segment, Switch, checked
 from nestbed.testing.station import entered
+
+NBCTL = (Path(sys.executable).parent / "nbctl", "-H")
 
 
 @pytest.fixture(params=["auto", "userspace"])
@@ -174,3 +180,20 @@ def test_a_loop_over_two_underlays_is_cut(own_labs) -> None:
         for number in range(20):
             here.send(there.mac + here.mac + b"\x88\xb5" + bytes([number]) * 60)
         assert len([frame for frame in there.drain() if frame[12:14] == b"\x88\xb5"]) == 20
+
+
+def test_daemons_that_die_while_lans_come_and_go_leave_nothing(own_labs) -> None:
+    """Killed at any step of making or removing a LAN: the next daemon finishes or undoes it."""
+    lab = own_labs(1, 1)
+    machine = lab.machines[0]
+    for number in range(4):
+        name = f"extra{number}"
+        if number % 2:
+            lab.nbctl(0, "lan", "create", name, "--group", f"239.1.4.{number}:5000")
+        verb = ("lan", "rm", name) if number % 2 else ("lan", "create", name, "--group", f"239.1.4.{number}:5000")
+        with machine.popen([*NBCTL, machine.address, *verb], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as asking:
+            time.sleep(0.08 + number * 0.008)  # nbctl takes 0.1 s to ask: the daemon dies around its few milliseconds of work
+            machine.daemon.kill()
+            asking.wait(10)
+        machine.daemon.start("--underlay", "u0")
+        lab.assert_clean()
