@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -56,12 +57,13 @@ async def find_accelerator(run_dir: Path) -> None:
 
 @pytest.fixture
 def bridge() -> Iterator[Rtnl]:
-    node = Rtnl()
-    node.add_bridge(BRIDGE, mtu=1500)
-    node.bring_up(BRIDGE, alias="nestbed:test:lan0")
-    yield node
-    node.delete_link(BRIDGE)
-    node.close()
+    with contextlib.closing(Rtnl()) as node:
+        with contextlib.suppress(OSError):
+            node.delete_link(BRIDGE)  # of a run that was killed
+        node.add_bridge(BRIDGE, mtu=1500)
+        node.bring_up(BRIDGE, alias="nestbed:test:lan0")
+        yield node
+        node.delete_link(BRIDGE)
 
 
 @pytest.fixture
