@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from nestbed import __version__
 from nestbed.errors import InvalidArgument, translated
-from nestbed.model import RelayMode
+from nestbed.lanmodel import RelayMode
 
 
 class LogLevel(enum.StrEnum):

@@ -28,7 +28,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Nic, Resources, RestartPolicy, Spec, Stats, Status
+from nestbed.lanmodel import Nic
+from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartPolicy, Spec, Stats, Status
 
 
 @dataclass(frozen=True, slots=True)

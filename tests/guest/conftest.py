@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from nestbed.lan.addressing import port_name
+from nestbed.lanmodel import Nic
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import Bundle, FsMode, Kind, Nic, QemuSpec, Spec
+from nestbed.model import Bundle, FsMode, Kind, QemuSpec, Spec
 from nestbed.process.container import ProcessRuntime
 from nestbed.qemu import accel
 from nestbed.qemu.runtime import QemuRuntime

@@ -17,8 +17,8 @@ from nestbed.errors import HostLacks
 from nestbed.lan.addressing import bridge_name, port_name
 from nestbed.lan.plane import Plane
 from nestbed.lan.programs import BUCKET_FIRST_LOG2, BUCKETS, BUCKETS_PER_OCTAVE, OBJECT, Side
+from nestbed.lanmodel import NO_IMPAIRMENT, Impairment, Lan, Nic
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import NO_IMPAIRMENT, Impairment, Lan, Nic
 from nestbed.process.ports import Ports
 from nestbed.testing.machine import Machine
 

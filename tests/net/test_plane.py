@@ -11,9 +11,10 @@ from nestbed.errors import AlreadyExists
 from nestbed.lan import netfilter
 from nestbed.lan.addressing import bridge_name
 from nestbed.lan.plane import Plane
+from nestbed.lanmodel import Lan
 from nestbed.linux import bpf
 from nestbed.linux.rtnl import Link, Rtnl
-from nestbed.model import Ability, Lan
+from nestbed.model import Ability
 
 
 def lan(name: str, mtu: int = 1500) -> Lan:

@@ -14,8 +14,9 @@ import pytest
 
 from nestbed.errors import AlreadyExists, InvalidArgument, NotFound
 from nestbed.lan.addressing import port_name
+from nestbed.lanmodel import Nic
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import ExecSpec, Nic, Resources, RestartPolicy, Route, State
+from nestbed.model import ExecSpec, Resources, RestartPolicy, Route, State
 from nestbed.process.container import ProcessRuntime
 from nestbed.testing import leaks
 from nestbed.testing.bench import Bench, heard, logged, pieces, tar_of

@@ -18,8 +18,8 @@ import pytest
 from nestbed.lan import netfilter, traffic
 from nestbed.lan.relay.wanted import RelayedLan
 from nestbed.lan.relay_client import RelayClient
+from nestbed.lanmodel import Traffic
 from nestbed.linux import tun
-from nestbed.model import Traffic
 from nestbed.testing.machine import Machine
 
 GROUP, PORT = "239.1.2.3", 5000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nestbed.model import Nic
+from nestbed.lanmodel import Nic
 from nestbed.testing.bench import Bench
 from nestbed.testing.contract import RuntimeContract
 from nestbed.testing.fake import FakeKernel, FakeRuntime

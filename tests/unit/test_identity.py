@@ -8,8 +8,9 @@ import pytest
 
 from nestbed.errors import AlreadyExists, HostLacks, InvalidArgument, NestbedError
 from nestbed.lan import identity
-from nestbed.model import Lan, LanRequest, Underlay, from_json, to_json
+from nestbed.lanmodel import Lan, LanRequest, Underlay
 from nestbed.node.identity import identify
+from nestbed.plain import from_json, to_json
 
 GOOD = Underlay("u1", exists=True, is_up=True, has_multicast=True, address="192.0.2.1", mtu=1500)
 LAN = Lan("0123456789ab", "lan0", "nbb0")

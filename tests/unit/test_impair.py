@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nestbed.errors import InvalidArgument
 from nestbed.lan import impair
-from nestbed.model import NO_IMPAIRMENT, Impairment, ImpairmentChange
+from nestbed.lanmodel import NO_IMPAIRMENT, Impairment, ImpairmentChange
 
 FRACTIONS = ("loss", "duplicate", "corrupt", "reorder")
 fractions = st.floats(0, 1)

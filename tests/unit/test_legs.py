@@ -8,7 +8,7 @@ from nestbed.lan import legs
 from nestbed.lan.addressing import port_name
 from nestbed.lan.legs import Plan
 from nestbed.lan.programs import BUCKETS, LegCounts, Side, Stage, bucket_end_ns
-from nestbed.model import Impairment
+from nestbed.lanmodel import Impairment
 
 
 @pytest.mark.parametrize(

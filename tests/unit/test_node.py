@@ -22,20 +22,8 @@ from nestbed.errors import (
     Unsupported,
     WrongState,
 )
-from nestbed.model import (
-    Change,
-    ExecSpec,
-    FsMode,
-    Kind,
-    LanRequest,
-    Mount,
-    NicSpec,
-    Resources,
-    RestartMode,
-    RestartPolicy,
-    Route,
-    State,
-)
+from nestbed.lanmodel import LanRequest, NicSpec
+from nestbed.model import Change, ExecSpec, FsMode, Kind, Mount, Resources, RestartMode, RestartPolicy, Route, State
 from nestbed.node.node import Node
 from nestbed.runtime import Console
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nestbed.errors import HostLacks, InvalidArgument, NotFound
-from nestbed.model import NO_IMPAIRMENT, Direction, Impairment, ImpairmentChange, LanRequest, NicSpec
+from nestbed.lanmodel import NO_IMPAIRMENT, Direction, Impairment, ImpairmentChange, LanRequest, NicSpec
 
 DELAY = ImpairmentChange(delay_us=10_000)
 SLOW = Impairment(rate_bps=1_000_000)

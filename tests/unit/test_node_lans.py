@@ -8,7 +8,8 @@ import json
 import pytest
 
 from nestbed.errors import AlreadyExists, HostLacks, InvalidArgument, NotFound, WrongState
-from nestbed.model import NO_IMPAIRMENT, Change, LanRequest, NicSpec, Underlay
+from nestbed.lanmodel import NO_IMPAIRMENT, LanRequest, NicSpec, Underlay
+from nestbed.model import Change
 
 
 async def test_lan_is_completed(node) -> None:

@@ -11,20 +11,8 @@ from hypothesis import strategies as st
 
 from nestbed.errors import InvalidArgument, NestbedError, PermissionDenied
 from nestbed.lan.hosts import LOOPBACK, hosts_text, member_lines, own_lines
-from nestbed.model import (
-    Change,
-    ContainerRequest,
-    ExecSpec,
-    FsMode,
-    Kind,
-    Mount,
-    Nic,
-    NicSpec,
-    ProcessSpec,
-    Resources,
-    RestartMode,
-    RestartPolicy,
-)
+from nestbed.lanmodel import Nic, NicSpec
+from nestbed.model import Change, ContainerRequest, ExecSpec, FsMode, Kind, Mount, ProcessSpec, Resources, RestartMode, RestartPolicy
 from nestbed.node import bounds, privilege
 from nestbed.node.names import Selection, check_interface, check_name, matcher
 

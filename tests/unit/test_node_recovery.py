@@ -9,7 +9,8 @@ import os
 import pytest
 
 from nestbed.errors import CorruptState, HostLacks, NotFound, WrongState
-from nestbed.model import LanRequest, NicSpec, RestartMode, RestartPolicy, Route, State
+from nestbed.lanmodel import LanRequest, NicSpec
+from nestbed.model import RestartMode, RestartPolicy, Route, State
 from nestbed.node.rundir import RunDirectory
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nestbed.errors import InvalidArgument, Unsupported
-from nestbed.model import Bundle, FsMode, Kind, Mount, Nic, ProcessSpec, QemuSpec, Resources, Route, Spec
+from nestbed.lanmodel import Nic
+from nestbed.model import Bundle, FsMode, Kind, Mount, ProcessSpec, QemuSpec, Resources, Route, Spec
 from nestbed.qemu import command, plan, sandbox
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.frames import Parser, Type

@@ -14,7 +14,7 @@ from nestbed.lan.relay.macs import LOCAL, MacTable
 from nestbed.lan.relay.members import local_members
 from nestbed.lan.relay.tally import Tally
 from nestbed.lan.relay.wanted import DelayLeg, RelayedLan, Wanted
-from nestbed.model import TRAFFIC_CLASSES
+from nestbed.lanmodel import TRAFFIC_CLASSES
 
 LAN = RelayedLan("0123456789ab", "nbt0", 1500, "239.1.2.3", 5000, ("eth1", "eth2"), ("192.0.2.7",), 1, is_fast=True)
 LEG = DelayLeg("nbd0", 5000, 1000, 0.25, 100, 3)

@@ -6,7 +6,7 @@ import struct
 
 from nestbed.lan import traffic
 from nestbed.lan.reasons import REASONS_MAX, Reason
-from nestbed.model import TRAFFIC_CLASSES, ClassCount, DropCount
+from nestbed.lanmodel import TRAFFIC_CLASSES, ClassCount, DropCount
 
 
 def value(frames: int, size: int, classes: dict[str, tuple[int, int]], drops: dict[Reason, int]) -> bytes:

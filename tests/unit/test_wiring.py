@@ -6,7 +6,8 @@ import pytest
 
 from nestbed.errors import AlreadyExists, InvalidArgument, NestbedError, NotFound, ResourceExhausted
 from nestbed.lan import addressing
-from nestbed.model import Lan, Nic, NicSpec, Route
+from nestbed.lanmodel import Lan, Nic, NicSpec
+from nestbed.model import Route
 from nestbed.node.segment import Segment
 from nestbed.node.wiring import Owner, check_routes, next_hops, unwire, wire
 

@@ -20,7 +20,8 @@ from nestbed.experiment.ranges import expand, fill
 from nestbed.experiment.routes import Paths
 from nestbed.experiment.topology import Element, TopoLan, Topology, resolve
 from nestbed.lan.identity import default_group
-from nestbed.model import Route, to_json
+from nestbed.model import Route
+from nestbed.plain import to_json
 
 VERSION = 1
 IDLE = ("/bin/sleep", "infinity")
@@ -196,7 +197,7 @@ def _element_document(planned: PlannedElement) -> dict[str, Any]:
 
 
 def impairment(words: object) -> dict[str, Any]:
-    """The words of an impairment that are not left out, under the names of the model (``nestbed.model.Impairment``)."""
+    """The words of an impairment that are not left out, under the names of the model (``nestbed.lanmodel.Impairment``)."""
     found = {}
     for name in ("rate", "delay", "jitter", "loss", "duplicate", "corrupt", "reorder", "limit"):
         value = getattr(words, name)

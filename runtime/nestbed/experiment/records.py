@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestbed.errors import CorruptState, NestbedError, translated
-from nestbed.model import from_json, to_json
+from nestbed.plain import from_json, to_json
 
 _RECORD = "experiment.json"
 _VERSION = 1

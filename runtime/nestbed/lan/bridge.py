@@ -11,8 +11,8 @@ import errno
 from collections.abc import Iterator
 
 from nestbed.errors import AlreadyExists, NestbedError, translated
+from nestbed.lanmodel import Lan
 from nestbed.linux import rtnl
-from nestbed.model import Lan
 
 
 class Bridges:

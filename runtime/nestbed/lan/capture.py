@@ -16,8 +16,9 @@ import struct
 import sys
 
 from nestbed.errors import HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, translated
+from nestbed.lanmodel import CaptureRequest
 from nestbed.linux import pcap
-from nestbed.model import Ability, CaptureRequest
+from nestbed.model import Ability
 
 CAPTURES_MAX = 32
 START_SECONDS = 10.0

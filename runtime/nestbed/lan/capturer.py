@@ -43,7 +43,7 @@ _HEADER = struct.Struct("<cI")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to capture: as ``nestbed.model.CaptureRequest``, of the device ``link``, which is called ``name`` in the file.
+    """What to capture: as ``nestbed.lanmodel.CaptureRequest``, of the device ``link``, which is called ``name`` in the file.
 
     Frames with the mark ``without_mark`` are left out: they were captured before.
     """

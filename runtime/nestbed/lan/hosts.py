@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from nestbed.model import Nic
+from nestbed.lanmodel import Nic
 
 LOOPBACK = (
     "127.0.0.1\tlocalhost\n"

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from nestbed.errors import InvalidArgument, shown
-from nestbed.model import Impairment, ImpairmentChange
+from nestbed.lanmodel import Impairment, ImpairmentChange
 
 RATE_MIN_BPS, RATE_MAX_BPS = 1_000, 100_000_000_000
 """Below, one frame of 1500 bytes takes longer than 12 s; above, this is no emulation on one machine."""

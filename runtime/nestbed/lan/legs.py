@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from nestbed.lan import impair
 from nestbed.lan.programs import PortPrograms, Side, Stage
 from nestbed.lan.relay.wanted import DelayLeg
+from nestbed.lanmodel import Impairment
 from nestbed.linux import ethtool, qdisc, rtnl, timer, tun
-from nestbed.model import Impairment
 
 PORT_PREFIX = "nbp"
 PREFIXES = ("nba", "nbc", "nbd")

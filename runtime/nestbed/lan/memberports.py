@@ -18,9 +18,10 @@ from nestbed.lan.legs import Legs, Port
 from nestbed.lan.programs import PortPrograms, Side
 from nestbed.lan.reasons import Reason
 from nestbed.lan.relay.wanted import DelayLeg
+from nestbed.lanmodel import NO_IMPAIRMENT, Achieved, DropCount, Impairment, Nic, PortStats, Traffic
 from nestbed.linux.rtnl import Rtnl
 from nestbed.log import fields
-from nestbed.model import NO_IMPAIRMENT, Ability, Achieved, DropCount, Impairment, Nic, PortStats, Traffic
+from nestbed.model import Ability
 from nestbed.runtime import Leftover
 
 _logger = logging.getLogger(__name__)

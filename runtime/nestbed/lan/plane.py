@@ -18,10 +18,8 @@ from nestbed.lan.memberports import MemberPorts
 from nestbed.lan.programs import PortPrograms
 from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.relaying import Relaying
-from nestbed.log import fields
-from nestbed.model import (
+from nestbed.lanmodel import (
     NO_IMPAIRMENT,
-    Ability,
     Achieved,
     CaptureRequest,
     Impairment,
@@ -34,6 +32,8 @@ from nestbed.model import (
     RelayMode,
     Underlay,
 )
+from nestbed.log import fields
+from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener, PortHook
 
 _logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestbed.lan import traffic
+from nestbed.lanmodel import Traffic
 from nestbed.linux import bpf, tc
-from nestbed.model import Traffic
 
 OBJECT = Path(__file__).with_name("bpf") / "port.bpf.o"
 BUCKETS, BUCKETS_PER_OCTAVE, BUCKET_FIRST_LOG2 = 832, 32, 10

@@ -24,10 +24,10 @@ from nestbed.errors import HostLacks, Unavailable, translated
 from nestbed.lan.relay import LOCK_FILE, STATUS_FILE, tally, wanted
 from nestbed.lan.relay.tally import Tally
 from nestbed.lan.relay.wanted import DelayLeg, RelayedLan, Wanted
+from nestbed.lanmodel import Achieved
 from nestbed.linux.inotify import IN_MOVED_TO, inotify_add_watch, inotify_init, read_changes
 from nestbed.linux.pidfd import open_process
 from nestbed.log import fields
-from nestbed.model import Achieved
 from nestbed.runtime import PlaneListener
 
 logger = logging.getLogger(__name__)

@@ -25,9 +25,10 @@ from nestbed.lan.relay.wanted import RelayedLan
 from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.underlays import Outlook, look_out
 from nestbed.lan.uplink import Uplink, Uplinks
+from nestbed.lanmodel import Lan, LanCounters, LanPath, PathKind, RelayMode
 from nestbed.linux import neighbour
 from nestbed.linux.rtnews import News
-from nestbed.model import Ability, Lan, LanCounters, LanPath, PathKind, RelayMode
+from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener
 
 _ROUND_SECONDS = 1.0

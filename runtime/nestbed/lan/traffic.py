@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from nestbed.lan.reasons import REASONS_MAX, Reason
-from nestbed.model import TRAFFIC_CLASSES, ClassCount, DropCount, Traffic
+from nestbed.lanmodel import TRAFFIC_CLASSES, ClassCount, DropCount, Traffic
 
 _LAYOUT = struct.Struct(f"={2 + 2 * len(TRAFFIC_CLASSES) + REASONS_MAX}Q")
 BYTES = _LAYOUT.size

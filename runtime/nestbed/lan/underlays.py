@@ -6,8 +6,9 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nestbed.lanmodel import Underlay
 from nestbed.linux import ifreq
-from nestbed.model import Ability, Underlay
+from nestbed.model import Ability
 
 MTU_MIN = 576
 """RFC 1122 section 3.3.2: what every host takes without fragments having to be put together beyond it."""

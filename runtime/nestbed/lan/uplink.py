@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from nestbed.errors import AlreadyExists, translated
 from nestbed.lan.addressing import MTU_MAX, derived_mac
+from nestbed.lanmodel import Lan
 from nestbed.linux import ethtool, rtnl, tc, tun
-from nestbed.model import Lan
 
 PREFIXES = ("nbv", "nbu", "nbt")
 """Uplink port, outer end, tap."""

@@ -14,21 +14,8 @@ from typing import NoReturn
 
 from nestbed.errors import InvalidArgument, shown
 from nestbed.lan import impair
-from nestbed.model import (
-    NO_IMPAIRMENT,
-    CaptureRequest,
-    Change,
-    ContainerRequest,
-    ExecSpec,
-    Kind,
-    LanRequest,
-    Mount,
-    NicSpec,
-    ProcessSpec,
-    Resources,
-    RestartMode,
-    RestartPolicy,
-)
+from nestbed.lanmodel import NO_IMPAIRMENT, CaptureRequest, LanRequest, NicSpec
+from nestbed.model import Change, ContainerRequest, ExecSpec, Kind, Mount, ProcessSpec, Resources, RestartMode, RestartPolicy
 from nestbed.node.names import check_interface, check_name
 
 ARGS_MAX = 1024

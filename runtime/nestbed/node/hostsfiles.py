@@ -16,8 +16,9 @@ from typing import cast
 
 from nestbed.errors import NestbedError
 from nestbed.lan.hosts import hosts_text, own_lines
+from nestbed.lanmodel import Nic
 from nestbed.log import fields
-from nestbed.model import Nic, Spec, State
+from nestbed.model import Spec, State
 from nestbed.node.operations import report
 from nestbed.node.registry import Held, Registry
 from nestbed.runtime import HostsAware

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from nestbed.errors import AlreadyExists, HostLacks, InvalidArgument
 from nestbed.lan import identity
 from nestbed.lan.underlays import fault_of
-from nestbed.model import Lan, LanRequest, Underlay
+from nestbed.lanmodel import Lan, LanRequest, Underlay
 from nestbed.node.bounds import check_count
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from nestbed.errors import InvalidArgument, NestbedError
 from nestbed.lan import impair
-from nestbed.log import fields
-from nestbed.model import (
+from nestbed.lanmodel import (
     NO_IMPAIRMENT,
     Direction,
     Impairment,
@@ -26,6 +25,7 @@ from nestbed.model import (
     Nic,
     PortImpairment,
 )
+from nestbed.log import fields
 from nestbed.node.nics import lan_nics, replaced
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held

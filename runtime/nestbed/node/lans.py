@@ -9,8 +9,8 @@ import time
 
 from nestbed.errors import CorruptState, InvalidArgument, NestbedError, WrongState
 from nestbed.lan.addressing import bridge_name, check_mtu, check_subnet
+from nestbed.lanmodel import Lan, LanRequest, Nic, NicSpec
 from nestbed.log import fields
-from nestbed.model import Lan, LanRequest, Nic, NicSpec
 from nestbed.node import requests, wiring
 from nestbed.node.bounds import NICS_MAX, check_lan, check_nic, check_request_id
 from nestbed.node.identity import identify

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from nestbed.errors import InvalidArgument, NotFound, shown
-from nestbed.model import Lan, Nic
+from nestbed.lanmodel import Lan, Nic
 from nestbed.node.registry import Held
 from nestbed.node.store import Record
 

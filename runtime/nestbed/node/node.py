@@ -16,27 +16,8 @@ from pathlib import Path
 from nestbed import __version__
 from nestbed.errors import NotFound, Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
-from nestbed.model import (
-    CaptureRequest,
-    Change,
-    ContainerRequest,
-    ContainerView,
-    Direction,
-    Event,
-    ExecSpec,
-    ExitStatus,
-    ImpairmentChange,
-    Kind,
-    LanImpairment,
-    LanRequest,
-    LanStats,
-    LanView,
-    Nic,
-    NicSpec,
-    NodeInfo,
-    State,
-    Stats,
-)
+from nestbed.lanmodel import CaptureRequest, Direction, ImpairmentChange, LanImpairment, LanRequest, LanStats, LanView, Nic, NicSpec
+from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NodeInfo, State, Stats
 from nestbed.node import audit, bounds, logs, traffic, update
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, shown
 from nestbed.lan.addressing import Address, port_prefix
-from nestbed.model import Bundle, ContainerView, ExitStatus, Lan, LanMember, Nic, NicSpec, Spec, State, Status
+from nestbed.lanmodel import Lan, LanMember, Nic, NicSpec
+from nestbed.model import Bundle, ContainerView, ExitStatus, Spec, State, Status
 from nestbed.node import wiring
 from nestbed.node.names import by_prefix
 from nestbed.node.segment import Segment

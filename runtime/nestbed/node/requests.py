@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from nestbed.errors import AlreadyExists
-from nestbed.model import ContainerRequest, LanRequest
+from nestbed.lanmodel import LanRequest
+from nestbed.model import ContainerRequest
 
 
 def digest(request: ContainerRequest | LanRequest, request_id: str) -> str:

@@ -21,7 +21,7 @@ from nestbed.lan.addressing import (
     parse_interface,
 )
 from nestbed.lan.hosts import member_lines
-from nestbed.model import Lan, LanMember, Nic
+from nestbed.lanmodel import Lan, LanMember, Nic
 from nestbed.node.store import LanRecord
 
 

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from nestbed.errors import Busy, CorruptState, from_errno, translated
+from nestbed.lanmodel import Lan
 from nestbed.linux.attributes import set_top_of_hierarchies
 from nestbed.linux.remove import remove_tree
-from nestbed.model import Bundle, Lan, Spec, from_json, to_json
+from nestbed.model import Bundle, Spec
+from nestbed.plain import from_json, to_json
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _RECORD = "record.json"

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 
 from nestbed.lan.plane import CaptureStream
-from nestbed.model import CaptureRequest, LanStats, Nic, PortStats, Stats
+from nestbed.lanmodel import CaptureRequest, LanStats, Nic, PortStats
+from nestbed.model import Stats
 from nestbed.node.nics import only_nic
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from nestbed.errors import AlreadyExists, InvalidArgument, NotFound, shown
 from nestbed.lan.addressing import Address, Interface, check_mac, parse_address, parse_destination, port_name
-from nestbed.model import LanMember, Nic, NicSpec, Route
+from nestbed.lanmodel import LanMember, Nic, NicSpec
+from nestbed.model import Route
 from nestbed.node.segment import Segment
 
 

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, Unavailable, WrongState, shown
+from nestbed.lanmodel import Nic, NicStats
 from nestbed.linux.pidfd import exit_information, open_process
 from nestbed.linux.rtnl import Rtnl
-from nestbed.model import Bundle, ExecSpec, ExitStatus, Kind, Nic, NicStats, Resources, RestartPolicy, Spec, State, Stats, Status
+from nestbed.model import Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartPolicy, Spec, State, Stats, Status
 from nestbed.process import bundle as files
 from nestbed.process import plan, transfer
 from nestbed.process.console import ProcessConsole

@@ -13,8 +13,9 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
+from nestbed.lanmodel import Nic
 from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl
-from nestbed.model import Nic, Route
+from nestbed.model import Route
 from nestbed.runtime import PortHook
 
 PORT_PREFIX = "nbp"

@@ -21,8 +21,9 @@ from nestbed.errors import (
     WrongState,
     shown,
 )
+from nestbed.lanmodel import Nic
 from nestbed.log import fields
-from nestbed.model import Bundle, ExecSpec, ExitStatus, Nic, Resources, RestartPolicy, Spec, State, Stats, Status
+from nestbed.model import Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
 from nestbed.qemu import command, copying, plan, sandbox
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.files import Files

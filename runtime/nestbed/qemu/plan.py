@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nestbed.errors import InvalidArgument, NotFound, Unsupported, shown
-from nestbed.model import FsMode, Nic, Resources, Route, Spec
+from nestbed.lanmodel import Nic
+from nestbed.model import FsMode, Resources, Route, Spec
 from nestbed.qemu import command, frames
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.frames import Program, Type

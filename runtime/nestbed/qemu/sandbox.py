@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from nestbed.model import Bundle, FsMode, Kind, Mount, Nic, ProcessSpec, Resources, Spec
+from nestbed.lanmodel import Nic
+from nestbed.model import Bundle, FsMode, Kind, Mount, ProcessSpec, Resources, Spec
 from nestbed.qemu.command import EXPORT, share_path
 from nestbed.qemu.plan import MEMORY_DEFAULT_BYTES, OVERHEAD_BYTES
 from nestbed.runtime import Container, HostsAware, Leftover, Pausable, StatusListener, Updatable

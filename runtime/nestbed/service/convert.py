@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nestbed import model
+from nestbed import lanmodel, model
 from nestbed.errors import InvalidArgument
-from nestbed.model import Direction, FsMode, Kind, RestartMode, State
+from nestbed.lanmodel import Direction
+from nestbed.model import FsMode, Kind, RestartMode, State
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, traffic_pb2
 
@@ -116,32 +117,32 @@ def _restart(policy: api.RestartPolicy) -> model.RestartPolicy:
     return model.RestartPolicy(_chosen(RESTART_MODES, policy.mode, "restart.mode"), policy.max_retries)
 
 
-def nic_spec(nic: api.NicSpec) -> model.NicSpec:
+def nic_spec(nic: api.NicSpec) -> lanmodel.NicSpec:
     """A NIC as asked for."""
-    return model.NicSpec(
+    return lanmodel.NicSpec(
         nic.lan,
         nic.name,
         nic.mac,
         tuple(nic.addresses),
-        impair_to=_impairment(nic.impair_to) if nic.HasField("impair_to") else model.NO_IMPAIRMENT,
-        impair_from=_impairment(nic.impair_from) if nic.HasField("impair_from") else model.NO_IMPAIRMENT,
+        impair_to=_impairment(nic.impair_to) if nic.HasField("impair_to") else lanmodel.NO_IMPAIRMENT,
+        impair_from=_impairment(nic.impair_from) if nic.HasField("impair_from") else lanmodel.NO_IMPAIRMENT,
     )
 
 
-def _impairment(message: traffic_pb2.Impairment) -> model.Impairment:
-    return model.Impairment(**_present(message))
+def _impairment(message: traffic_pb2.Impairment) -> lanmodel.Impairment:
+    return lanmodel.Impairment(**_present(message))
 
 
-def impairment_change(message: traffic_pb2.Impairment) -> model.ImpairmentChange:
+def impairment_change(message: traffic_pb2.Impairment) -> lanmodel.ImpairmentChange:
     """What changes: the fields that are present."""
-    return model.ImpairmentChange(**_present(message))
+    return lanmodel.ImpairmentChange(**_present(message))
 
 
 def _present(message: traffic_pb2.Impairment) -> dict[str, Any]:
     return {field.name: value for field, value in message.ListFields()}
 
 
-def ports(request: lan_pb2.SetImpairmentRequest | lan_pb2.ResetImpairmentRequest) -> tuple[str, str, model.Direction]:
+def ports(request: lan_pb2.SetImpairmentRequest | lan_pb2.ResetImpairmentRequest) -> tuple[str, str, lanmodel.Direction]:
     """Container, NIC and direction; the first two may be empty."""
     return request.container, request.nic, _chosen(DIRECTIONS, request.direction, "direction")
 
@@ -170,9 +171,9 @@ def exec_spec(start: api.ExecStart) -> model.ExecSpec:
     )
 
 
-def lan_request(request: lan_pb2.CreateLanRequest) -> model.LanRequest:
+def lan_request(request: lan_pb2.CreateLanRequest) -> lanmodel.LanRequest:
     """A LAN as asked for."""
-    return model.LanRequest(
+    return lanmodel.LanRequest(
         name=request.name,
         subnet=request.subnet,
         subnet6=request.subnet6,
@@ -185,9 +186,9 @@ def lan_request(request: lan_pb2.CreateLanRequest) -> model.LanRequest:
     )
 
 
-def capture_request(request: lan_pb2.CaptureRequest) -> model.CaptureRequest:
+def capture_request(request: lan_pb2.CaptureRequest) -> lanmodel.CaptureRequest:
     """What to capture."""
-    return model.CaptureRequest(
+    return lanmodel.CaptureRequest(
         filter=request.filter,
         snap_bytes=request.snap_bytes,
         count=request.count,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nestbed.model import LanView
+from nestbed.lanmodel import LanView
 from nestbed.node.node import Node
 from nestbed.service import convert, present
 from nestbed.service.pages import Place, page

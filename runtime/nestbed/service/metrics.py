@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nestbed.model import ContainerView, LanStats, NodeInfo, State, Stats, Traffic
+from nestbed.lanmodel import LanStats, Traffic
+from nestbed.model import ContainerView, NodeInfo, State, Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nestbed import model
+from nestbed import lanmodel, model
 from nestbed.runlog import Entry
 from nestbed.runtime import Leftover
 from nestbed.service.convert import FS_MODES, KINDS, RESTART_MODES, STATES
@@ -16,7 +16,7 @@ from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
 _KINDS = {kind: api.ContainerKind.ValueType(number) for number, kind in KINDS.items()}
 _FS_MODES = {mode: api.FsMode.ValueType(number) for number, mode in FS_MODES.items()}
 _RESTART_MODES = {mode: api.RestartMode.ValueType(number) for number, mode in RESTART_MODES.items()}
-_PATHS = {kind: lan_pb2.PathKind.Value(f"PATH_KIND_{kind.name}") for kind in model.PathKind}
+_PATHS = {kind: lan_pb2.PathKind.Value(f"PATH_KIND_{kind.name}") for kind in lanmodel.PathKind}
 _STATES = {state: api.ContainerState.ValueType(number) for number, state in STATES.items()}
 
 LOG_RESPONSE_BYTES = 256 * 1024
@@ -59,7 +59,7 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
     )
 
 
-def _nic_spec(value: model.Nic) -> api.NicSpec:
+def _nic_spec(value: lanmodel.Nic) -> api.NicSpec:
     return api.NicSpec(
         lan=value.lan,
         name=value.name,
@@ -93,7 +93,7 @@ def _resources(limits: model.Resources) -> api.Resources:
     return api.Resources(cpus=limits.cpus, memory_bytes=limits.memory_bytes, pids=limits.pids, io_weight=limits.io_weight)
 
 
-def nic(value: model.Nic) -> api.Nic:
+def nic(value: lanmodel.Nic) -> api.Nic:
     """A NIC as it is."""
     return api.Nic(
         lan=value.lan,
@@ -107,11 +107,11 @@ def nic(value: model.Nic) -> api.Nic:
     )
 
 
-def _if_any(value: model.Impairment) -> traffic_pb2.Impairment | None:
-    return None if value == model.NO_IMPAIRMENT else _impairment(value)
+def _if_any(value: lanmodel.Impairment) -> traffic_pb2.Impairment | None:
+    return None if value == lanmodel.NO_IMPAIRMENT else _impairment(value)
 
 
-def _impairment(value: model.Impairment) -> traffic_pb2.Impairment:
+def _impairment(value: lanmodel.Impairment) -> traffic_pb2.Impairment:
     return traffic_pb2.Impairment(
         rate_bps=value.rate_bps,
         delay_us=value.delay_us,
@@ -124,12 +124,12 @@ def _impairment(value: model.Impairment) -> traffic_pb2.Impairment:
     )
 
 
-def lan_impairment(value: model.LanImpairment) -> lan_pb2.LanImpairment:
+def lan_impairment(value: lanmodel.LanImpairment) -> lan_pb2.LanImpairment:
     """What is in force on a LAN and on ports."""
     return lan_pb2.LanImpairment(lan=lan(value.view), ports=[_port_impairment(each) for each in value.ports])
 
 
-def _port_impairment(value: model.PortImpairment) -> lan_pb2.PortImpairment:
+def _port_impairment(value: lanmodel.PortImpairment) -> lan_pb2.PortImpairment:
     return lan_pb2.PortImpairment(
         member=_member(value.member),
         in_force_to=_impairment(value.to),
@@ -139,11 +139,11 @@ def _port_impairment(value: model.PortImpairment) -> lan_pb2.PortImpairment:
     )
 
 
-def _member(value: model.LanMember) -> lan_pb2.LanMember:
+def _member(value: lanmodel.LanMember) -> lan_pb2.LanMember:
     return lan_pb2.LanMember(container_id=value.container_id, container=value.container, nic=nic(value.nic))
 
 
-def _achieved(value: model.Achieved) -> lan_pb2.Achieved:
+def _achieved(value: lanmodel.Achieved) -> lan_pb2.Achieved:
     return lan_pb2.Achieved(
         since=timestamp(value.since),
         frames=value.frames,
@@ -191,7 +191,7 @@ def stats(view: model.ContainerView, used: model.Stats) -> api.ContainerStats:
     )
 
 
-def _nic_stats(used: model.NicStats) -> api.NicStats:
+def _nic_stats(used: lanmodel.NicStats) -> api.NicStats:
     return api.NicStats(
         name=used.name,
         lan=used.lan,
@@ -208,15 +208,15 @@ def _nic_stats(used: model.NicStats) -> api.NicStats:
     )
 
 
-def _classes(counts: Sequence[model.ClassCount]) -> list[traffic_pb2.ClassCount]:
+def _classes(counts: Sequence[lanmodel.ClassCount]) -> list[traffic_pb2.ClassCount]:
     return [traffic_pb2.ClassCount(name=each.name, frames=each.frames, bytes=each.bytes) for each in counts]
 
 
-def _drops(counts: Sequence[model.DropCount]) -> list[traffic_pb2.DropCount]:
+def _drops(counts: Sequence[lanmodel.DropCount]) -> list[traffic_pb2.DropCount]:
     return [traffic_pb2.DropCount(reason=each.reason, frames=each.frames) for each in counts]
 
 
-def _traffic(value: model.Traffic) -> traffic_pb2.Traffic:
+def _traffic(value: lanmodel.Traffic) -> traffic_pb2.Traffic:
     return traffic_pb2.Traffic(frames=value.frames, bytes=value.bytes, classes=_classes(value.classes), drops=_drops(value.drops))
 
 
@@ -238,7 +238,7 @@ def _log_entry(entry: Entry) -> api.LogEntry:
     return api.LogEntry(time=timestamp(entry.at), stream=stream, data=entry.data, partial=entry.partial)
 
 
-def lan(view: model.LanView) -> lan_pb2.Lan:
+def lan(view: lanmodel.LanView) -> lan_pb2.Lan:
     """A LAN and its members as callers see them."""
     value = view.lan
     return lan_pb2.Lan(
@@ -259,7 +259,7 @@ def lan(view: model.LanView) -> lan_pb2.Lan:
     )
 
 
-def lan_stats(value: model.LanStats) -> lan_pb2.LanStats:
+def lan_stats(value: lanmodel.LanStats) -> lan_pb2.LanStats:
     """Counters of a LAN and of its members' ports."""
     return lan_pb2.LanStats(
         id=value.lan.id,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nestbed import runlog
-from nestbed.model import Bundle, FsMode, Kind, Nic, ProcessSpec, Spec, Status
+from nestbed.lanmodel import Nic
+from nestbed.model import Bundle, FsMode, Kind, ProcessSpec, Spec, Status
 from nestbed.runtime import Console, Container, Runtime
 
 SLEEP = ("sleep", "1000")

@@ -19,22 +19,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from nestbed import runlog
 from nestbed.errors import AlreadyExists, CorruptState, InvalidArgument, NestbedError, NotFound, WrongState
-from nestbed.model import (
-    Ability,
-    Bundle,
-    ExecSpec,
-    ExitStatus,
-    Kind,
-    Nic,
-    NicStats,
-    Resources,
-    RestartMode,
-    RestartPolicy,
-    Spec,
-    State,
-    Stats,
-    Status,
-)
+from nestbed.lanmodel import Nic, NicStats
+from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartMode, RestartPolicy, Spec, State, Stats, Status
 from nestbed.runtime import Leftover, Output, StatusListener
 from nestbed.testing.files import FakeFiles
 from nestbed.testing.programs import FakeProcess, check_program

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
-from nestbed.model import (
+from nestbed.lanmodel import (
     NO_IMPAIRMENT,
-    Ability,
     Achieved,
     CaptureRequest,
     Impairment,
@@ -18,6 +17,7 @@ from nestbed.model import (
     PortStats,
     Underlay,
 )
+from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener
 from nestbed.testing.fake import FakeKernel
 

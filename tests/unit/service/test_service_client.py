@@ -93,7 +93,7 @@ def test_the_client_imports_little() -> None:
     modules = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20, env={"PYTHONPATH": ":".join(sys.path)}
     ).stdout.split()
-    assert not {"pyroute2", "google.rpc", "nestbed.model", "nestbed.node", "prctl"} & set(modules)
+    assert not {"pyroute2", "google.rpc", "nestbed.lanmodel", "nestbed.model", "nestbed.node", "prctl"} & set(modules)
 
 
 async def test_session_with_nobody_says_so(tmp_path: Path) -> None:

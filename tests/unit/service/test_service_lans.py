@@ -10,7 +10,7 @@ from grpc import StatusCode, aio
 from nestbed import errors
 from nestbed.client import Client
 from nestbed.errors import NestbedError
-from nestbed.model import LanRequest, Underlay
+from nestbed.lanmodel import LanRequest, Underlay
 from nestbed.service.authorize import Role
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2

@@ -8,27 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestbed.model import (
-    Ability,
-    ClassCount,
-    ContainerView,
-    DropCount,
-    Kind,
-    Lan,
-    LanCounters,
-    LanMember,
-    LanStats,
-    Nic,
-    NicStats,
-    NodeInfo,
-    PortStats,
-    ProcessSpec,
-    Spec,
-    State,
-    Stats,
-    Status,
-    Traffic,
-)
+from nestbed.lanmodel import ClassCount, DropCount, Lan, LanCounters, LanMember, LanStats, Nic, NicStats, PortStats, Traffic
+from nestbed.model import Ability, ContainerView, Kind, NodeInfo, ProcessSpec, Spec, State, Stats, Status
 from nestbed.service.metrics import text
 
 COMMENT = re.compile(r"# (HELP|TYPE) ([a-z_]+) (.+)")

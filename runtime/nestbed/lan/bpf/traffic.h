@@ -1,4 +1,4 @@
-/* What passed in one direction, told apart by class: nestbed.model's Traffic in C, read by nestbed/lan/traffic.py. */
+/* What passed in one direction, told apart by class: nestbed.lanmodel's Traffic in C, read by nestbed/lan/traffic.py. */
 #ifndef NESTBED_TRAFFIC_H
 #define NESTBED_TRAFFIC_H
 
@@ -11,7 +11,7 @@
 
 #include "reasons.h"
 
-/* The order of nestbed.model.TRAFFIC_CLASSES. */
+/* The order of nestbed.lanmodel.TRAFFIC_CLASSES. */
 enum traffic_class {
 	CLASS_IPV4, CLASS_IPV6, CLASS_ARP, CLASS_TCP, CLASS_UDP, CLASS_ICMP, CLASS_MULTICAST, CLASS_BROADCAST, CLASS_OTHER,
 	CLASSES,

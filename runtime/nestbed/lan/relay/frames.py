@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nestbed.lan.relay.tally import CLASSES_AT
-from nestbed.model import TRAFFIC_CLASSES
+from nestbed.lanmodel import TRAFFIC_CLASSES
 
 HEADER_BYTES = 14
 TAG_BYTES, TAGS_MAX = 4, 2

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nestbed.lan.reasons import REASONS_MAX
-from nestbed.model import TRAFFIC_CLASSES
+from nestbed.lanmodel import TRAFFIC_CLASSES
 
 FILE = "relay.counters"
 SLOTS = 4096

@@ -12,7 +12,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class RelayedLan:
-    """One LAN. ``tap`` exists. ``group`` and ``port``, ``peers`` and ``ttl`` as of ``nestbed.model.Lan``; ``underlays`` in the order of
+    """One LAN. ``tap`` exists. ``group`` and ``port``, ``peers`` and ``ttl`` as of ``nestbed.lanmodel.Lan``; ``underlays`` in the order of
     preference. ``is_fast``: the kernel carries what fits an underlay, and gives the tap what does not.
     """
 
