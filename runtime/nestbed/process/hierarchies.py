@@ -191,7 +191,7 @@ class Tree:
             return f"the cgroup hierarchy refused it ({self._trouble})"
         if limit == "io" and ("io" in self.v2_limits or "blkio" in self.v1):
             return "no I/O scheduler with weights (bfq) or io.weight in this kernel"
-        return f"no cgroup hierarchy with the controller for {limit} is mounted"
+        return f"no cgroup hierarchy with the controller for {limit} is mounted where nestbedd was started"
 
     def needed(self) -> list[str]:
         """The v1 hierarchies every container joins."""
