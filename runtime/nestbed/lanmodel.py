@@ -70,7 +70,7 @@ class Nic:
     """A NIC as it is: everything resolved, the host's objects named before they are made.
 
     ``port`` is the interface on the node's side, ``bridge`` the LAN's bridge; both belong to the node's network namespace.
-    ``impair_to`` and ``impair_from`` are the port's own, without the LAN's share.
+    ``impair_to`` and ``impair_from`` are the port's own, without the LAN's share. ``is_down``: its cable is unplugged.
     """
 
     lan: str
@@ -83,6 +83,7 @@ class Nic:
     bridge: str
     impair_to: Impairment = NO_IMPAIRMENT
     impair_from: Impairment = NO_IMPAIRMENT
+    is_down: bool = False
 
 
 TRAFFIC_CLASSES = ("ipv4", "ipv6", "arp", "tcp", "udp", "icmp", "multicast", "broadcast", "other")
@@ -150,7 +151,7 @@ class Lan:
 
     ``group`` is ``ADDRESS:PORT`` of the multicast group that carries it between machines; empty: it stays on this one. With ``peers``
     (unicast IPv4 addresses) datagrams go to each of them, to the group's port, instead of to the group. ``ttl`` is that of the datagrams.
-    ``impairment`` is that of the whole LAN, from one member to another.
+    ``impairment`` is that of the whole LAN, from one member to another. ``is_down``: NICs that join have their cable unplugged.
     """
 
     id: str
@@ -165,6 +166,7 @@ class Lan:
     peers: tuple[str, ...] = ()
     ttl: int = 1
     impairment: Impairment = NO_IMPAIRMENT
+    is_down: bool = False
 
     @property
     def is_relayed(self) -> bool:

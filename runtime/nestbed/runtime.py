@@ -14,7 +14,7 @@ States::
 
 Rules for every method:
 
-* Concurrency: the node never calls two changing methods (``start stop kill plug unplug update pause resume destroy``) of one
+* Concurrency: the node never calls two changing methods (``start stop kill plug unplug set_link update pause resume destroy``) of one
   container at once; ``wait exec console stats status`` may run at any time beside them. Different containers are independent.
 * Cancellation leaves the container in a state that ``recover`` understands; nothing half-made stays unrecorded.
 * Errors are ``nestbed.errors``; anything else is a bug. A failed ``create`` or ``plug`` leaves nothing behind.
@@ -169,6 +169,16 @@ class Container(Protocol):
 
     async def unplug(self, name: str) -> None:
         """Take the NIC away.
+
+        Raises:
+            NotFound: it has no such NIC.
+        """
+        ...
+
+    async def set_link(self, name: str, *, up: bool) -> None:
+        """Plug the cable of a NIC in or out. Without it the NIC has no carrier inside and no frame passes; addresses and routes stay.
+
+        In every state; a later start finds it so, as it does what :meth:`plug` and ``spec.nics`` say (``Nic.is_down``). Idempotent.
 
         Raises:
             NotFound: it has no such NIC.

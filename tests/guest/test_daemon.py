@@ -258,3 +258,19 @@ def test_flooded_console_is_bounded(site: Site) -> None:
     sizes = [path.stat().st_size for path in site.machine.state_dir.glob("containers/*/vm/console.log*")]
     assert sizes
     assert max(sizes) <= 1 << 20
+
+
+def test_cables_are_plugged_in_and_out(site: Site) -> None:
+    """The guest sees it, nothing passes, and the paused machine sees it when it goes on."""
+
+    def carrier() -> str:
+        return site.inside("vm1", "cat", "/sys/class/net/eth0/carrier").strip()
+
+    site.nbctl("lan", "down", "--port", "vm1:eth0")
+    assert carrier() == "0"
+    assert site.machine.nbctl("exec", "web", "--", "ping", "-c1", "-W1", "vm1").returncode == 1
+    site.nbctl("pause", "vm1")
+    site.nbctl("lan", "up", "--port", "vm1")
+    site.nbctl("unpause", "vm1")
+    assert carrier() == "1"
+    assert "1 received" in site.inside("web", "ping", "-c", "1", "-W", "5", "vm1")

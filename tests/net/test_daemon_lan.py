@@ -43,3 +43,39 @@ def test_link_local_addresses_can_be_used_at_once(machine, daemon) -> None:
         shown = nbctl(machine, "run", "process", "--rm", "--lan", "lan0", "--", "ip", "-6", "address", "show", "dev", "eth0")
         assert "fe80:" in shown
         assert "tentative" not in shown
+
+
+def carriers(machine: Machine, container: str) -> list[str]:
+    return nbctl(machine, "exec", container, "--", "sh", "-c", "cat /sys/class/net/eth*/carrier").split()
+
+
+def test_cables_are_plugged_in_and_out(machine, daemon) -> None:
+    """Without its cable a NIC has no carrier and nothing passes; addresses and routes stay. It is so after any restart."""
+    nbctl(machine, "lan", "create", "lan0", "--subnet", "10.5.0.0/24", "--subnet6", "fd00:5::/64")
+    for name in ("web", "client"):
+        nbctl(machine, "run", "process", "-d", "--name", name, "--lan", "lan0", "--", "sleep", "1000")
+    ping = ("exec", "client", "--", "ping", "-c1", "-W1", "web")
+    assert "1 received" in nbctl(machine, *ping)
+    assert nbctl(machine, "lan", "down", "--port", "web:eth0") == "web:eth0 on lan0 is down\n"
+    assert nbctl(machine, "lan", "down", "lan0", "--port", "web") == "web:eth0 on lan0 is down\n"
+    daemon.kill()
+    daemon.start()
+    assert carriers(machine, "web") == ["0"]
+    assert machine.nbctl(*ping).returncode == 1
+    nbctl(machine, "stop", "-t", "0", "web")
+    nbctl(machine, "start", "web")
+    assert carriers(machine, "web") == ["0"]
+    nbctl(machine, "lan", "up", "--port", "web")
+    assert carriers(machine, "web") == ["1"]
+    assert "1 received" in nbctl(machine, *ping)
+    assert "1 received" in nbctl(machine, "exec", "client", "--", "ping", "-6", "-c1", "-W1", "web")
+    assert len(nbctl(machine, "lan", "down", "lan0").splitlines()) == 2
+    nbctl(machine, "run", "process", "-d", "--name", "late", "--lan", "lan0", "--", "sleep", "1000")
+    assert [carriers(machine, name) for name in ("web", "client", "late")] == [["0"]] * 3
+    assert len(nbctl(machine, "lan", "up", "lan0").splitlines()) == 3
+    assert "1 received" in nbctl(machine, "exec", "late", "--", "ping", "-c1", "-W1", "web")
+    assert json.loads(nbctl(machine, "inspect", "late"))["nics"][0]["is_down"] is False
+    assert "names no container" in machine.nbctl("lan", "down", "--port", ":eth0").stderr
+    assert "nothing is named" in machine.nbctl("lan", "down").stderr
+    assert "has no NIC eth7" in machine.nbctl("lan", "down", "--port", "web:eth7").stderr
+    nbctl(machine, "audit")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nbctl.context import Context
     from nbctl.parser import Parser
-    from nestbed.v1.experiment_pb2 import Change, DownResponse, ElementProgress, Experiment, UpResponse
+    from nestbed.v1.experiment_pb2 import Change, DownResponse, Element, ElementProgress, Experiment, UpResponse
 
 HEADINGS = ("NAME", "STATE", "ELEMENTS", "LANS", "NODES", "AGE")
 ELEMENT_HEADINGS = ("ELEMENT", "KIND", "STATE", "NODE", "ADDRESSES", "DETAIL")
@@ -189,12 +189,17 @@ def _table(experiments: Iterable[Experiment]) -> list[str]:
 
 def _whole(one: Experiment) -> list[str]:
     rows: list[Sequence[str]] = [
-        (each.name, each.kind, _word("ElementState", each.state), each.node, " ".join(each.addresses) or "-", each.detail or "-")
+        (each.name, each.kind, _word("ElementState", each.state), each.node, " ".join(each.addresses) or "-", _detail(each))
         for each in one.elements
     ]
     lines = [f"{one.name} is {_word('ExperimentState', one.state)}", *text.table(ELEMENT_HEADINGS, rows, width=output.width())]
     lines += [f"node {node.name} cannot be reached: {text.escape(node.problem)}" for node in one.nodes if node.problem]
     return lines + [text.escape(line) for problem in one.problems for line in problem.split("\n")]
+
+
+def _detail(element: Element) -> str:
+    down = f"{' '.join(element.nics_down)} down" if element.nics_down else ""
+    return ", ".join(filter(None, (element.detail, down))) or "-"
 
 
 async def _diff(context: Context, args: Namespace) -> int:

@@ -31,7 +31,7 @@ _nbctl() {
             -H | --host) host=(-H "${COMP_WORDS[++at]}") ;;
             -o | --output) ((++at)) ;;
             -*) ;;
-            run | create | lan | node | import | export)
+            run | create | lan | links | node | import | export)
                 if ((at + 1 < COMP_CWORD)); then
                     verb="$word ${COMP_WORDS[++at]}"
                     break
@@ -39,7 +39,8 @@ _nbctl() {
                 case $word in
                     run) _nbctl_fill -W "process qemu" ;;
                     create) _nbctl_fill -W "process qemu" ;;
-                    lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair stats" ;;
+                    lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair up down stats" ;;
+                    links) _nbctl_fill -W "up down" ;;
                     node) _nbctl_fill -W "info events audit metrics" ;;
                     import) _nbctl_fill -W "topdl containerlab" ;;
                     export) _nbctl_fill -W "topdl containerlab" ;;
@@ -50,7 +51,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff verify validate graph import export info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff links verify validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -80,12 +81,16 @@ _nbctl() {
         "lan connect") options="-h --help --ip --mac --name -H --host -o --output" valued="--ip --mac --name -H --host -o --output" kinds=("lans" "containers") ;;
         "lan disconnect") options="-h --help --name -H --host -o --output" valued="--name -H --host -o --output" kinds=("lans" "containers") ;;
         "lan impair") options="-h --help --port --to --from --both --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" valued="--port --rate --delay --jitter --loss --duplicate --corrupt --reorder --limit -H --host -o --output" kinds=("impaired") ;;
+        "lan up") options="-h --help --port -H --host -o --output" valued="--port -H --host -o --output" kinds=("lans") ;;
+        "lan down") options="-h --help --port -H --host -o --output" valued="--port -H --host -o --output" kinds=("lans") ;;
         "lan stats") options="-h --help -f --follow --interval -H --host -o --output" valued="--interval -H --host -o --output" kinds=("lans") ;;
         "capture") options="-h --help -w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" valued="-w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" kinds=("captured") ;;
         "up") options="-h --help -f --file --on --dry-run --keep -v --verbose -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "down") options="-h --help -f --file --force -v --verbose -H --host -o --output" valued="-f --file -H --host -o --output" kinds=("") ;;
         "status") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("") ;;
         "diff") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
+        "links up") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("" "") ;;
+        "links down") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("" "") ;;
         "verify") options="-h --help --save -H --host -o --output" valued="--save -H --host -o --output" kinds=("") ;;
         "validate") options="-h --help -f --file --on -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "graph") options="-h --help -f --file --on --to --expand -H --host -o --output" valued="-f --file --on --to -H --host -o --output" kinds=("vtopo ptopo both") ;;
@@ -131,6 +136,8 @@ _nbctl() {
         "exec:-w" | "exec:--workdir") _nbctl_kind "files"; return ;;
         "top:--sort") _nbctl_kind "cpu memory pids name"; return ;;
         "lan impair:--port") _nbctl_kind "containers"; return ;;
+        "lan up:--port") _nbctl_kind "containers"; return ;;
+        "lan down:--port") _nbctl_kind "containers"; return ;;
         "capture:-w" | "capture:--write") _nbctl_kind "files"; return ;;
         "up:-f" | "up:--file") _nbctl_kind "files"; return ;;
         "up:--on") _nbctl_kind "files"; return ;;

@@ -267,6 +267,11 @@ class Client(ExperimentCalls):
         """Take the container's NICs on the LAN away, or the one named ``nic``."""
         await self._call(self._lans.DisconnectLan, lan_pb2.DisconnectLanRequest(container=container, lan=lan, nic=nic))
 
+    async def set_link(self, lan: str = "", *, container: str = "", nic: str = "", up: bool) -> list[lan_pb2.LanMember]:
+        """Plug cables in or out: of all NICs on the LAN, those that join later too; of a container's on it; or of all a container has."""
+        request = lan_pb2.SetLinkRequest(lan=lan, container=container, nic=nic, up=up)
+        return list((await self._call(self._lans.SetLink, request)).members)
+
     async def set_impairment(
         self,
         lan: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from grpc import aio
@@ -54,6 +54,11 @@ class ExperimentCalls:
         """The experiment, when nothing is under way with it. Waits without limit."""
         request = api.WaitExperimentRequest(experiment=experiment)
         return (await self._call(self._experiments.WaitExperiment, request, seconds=None)).experiment
+
+    async def set_links(self, name: str, links: Iterable[str], *, up: bool) -> list[api.Link]:
+        """Plug cables in or out: of a LAN, of an element, or ELEMENT:LAN."""
+        request = api.SetLinksRequest(experiment=name, links=links, up=up)
+        return list((await self._call(self._experiments.SetLinks, request)).links)
 
     async def verify_experiment(self, experiment: str) -> api.VerifyExperimentResponse:
         """What is seen from inside every element. Waits without limit."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nestbed.errors import Busy, NestbedError, NotFound, shown
+from nestbed.experiment import links as cables
 from nestbed.experiment import plan as planning
 from nestbed.experiment import present, requests
 from nestbed.experiment import verify as verification
@@ -154,6 +155,20 @@ class Experiments:
             if name not in self._records:
                 return run.progress.outcome
         return await self._summary(self._records.get(name, record))
+
+    async def set_links(self, name: str, links: Sequence[str], *, up: bool, admin: bool) -> list[experiment_pb2.Link]:
+        """Plug cables in or out (``nestbed.experiment.links``).
+
+        Raises:
+            NotFound: there is no such experiment, element, LAN or NIC. Busy, PermissionDenied: as :meth:`verify`.
+        """
+        record = self._find(name)
+        self._check_idle(name)
+        plan, _ = await self._planned(record)
+        check_may(plan, admin=admin)
+        chosen = cables.choose(plan, links)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+            return await cables.plug(plan, fleet, chosen, up=up)
 
     async def verify(self, name: str, *, admin: bool) -> Verdict:
         """Look from inside every element.

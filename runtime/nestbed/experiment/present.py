@@ -53,6 +53,7 @@ def whole(record: ExperimentRecord, plan: Plan, holdings: Holdings) -> experimen
 
 def _element(planned: PlannedElement, record: ExperimentRecord, holdings: Holdings) -> experiment_pb2.Element:
     state, detail = _state(planned, record, holdings)
+    container = holdings.containers.get((planned.node, planned.name))
     return experiment_pb2.Element(
         name=planned.name,
         kind=planned.element.words.kind,
@@ -61,6 +62,7 @@ def _element(planned: PlannedElement, record: ExperimentRecord, holdings: Holdin
         state=state,
         detail=detail,
         addresses=[address for nic in planned.element.nics for address in nic.addresses],
+        nics_down=[nic.name for nic in container.nics if nic.is_down] if container is not None else (),
     )
 
 

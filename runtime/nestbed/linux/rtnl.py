@@ -162,6 +162,14 @@ def link_up(index: int) -> Request:
     return _Template(_request(message, RTM_NEWLINK, 0, [])).fill()
 
 
+@lru_cache(maxsize=256)
+def link_down(index: int) -> Request:
+    """Set a device down: the other end of a veth loses its carrier."""
+    message = ifinfmsg()
+    message["index"], message["flags"], message["change"] = index, 0, _IFF_UP
+    return _Template(_request(message, RTM_NEWLINK, 0, [])).fill()
+
+
 def link_mtu(index: int, mtu: int) -> Request:
     """Set the MTU of a device."""
     message = ifinfmsg()

@@ -30,14 +30,14 @@ def lan_nics(held: Held, lan: Lan, name: str) -> list[Nic]:
     return found
 
 
-def only_nic(held: Held, name: str) -> Nic:
-    """The container's NIC of that name, or its only one if that is empty.
+def all_nics(held: Held, name: str) -> list[Nic]:
+    """The container's NICs, or the one of that name.
 
     Raises:
-        NotFound: it has none (reason NIC_NOT_FOUND). InvalidArgument: it has several and no name is given (reason AMBIGUOUS).
+        NotFound: it has none (reason NIC_NOT_FOUND).
     """
-    nics = [nic for nic in held.spec.nics if name in ("", nic.name)]
-    if not nics:
+    found = [nic for nic in held.spec.nics if name in ("", nic.name)]
+    if not found:
         raise NotFound(
             f"container {held.spec.name} has no NIC {shown(name) if name else ''}".rstrip(),
             reason="NIC_NOT_FOUND",
@@ -45,6 +45,16 @@ def only_nic(held: Held, name: str) -> Nic:
             container=held.spec.name,
             nic=shown(name),
         )
+    return found
+
+
+def only_nic(held: Held, name: str) -> Nic:
+    """The container's NIC of that name, or its only one if that is empty.
+
+    Raises:
+        NotFound: it has none (reason NIC_NOT_FOUND). InvalidArgument: it has several and no name is given (reason AMBIGUOUS).
+    """
+    nics = all_nics(held, name)
     if len(nics) > 1:
         names = ", ".join(nic.name for nic in nics)
         raise InvalidArgument(

@@ -16,7 +16,18 @@ from pathlib import Path
 from nestbed import __version__
 from nestbed.errors import NotFound, Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
-from nestbed.lanmodel import CaptureRequest, Direction, ImpairmentChange, LanImpairment, LanRequest, LanStats, LanView, Nic, NicSpec
+from nestbed.lanmodel import (
+    CaptureRequest,
+    Direction,
+    ImpairmentChange,
+    LanImpairment,
+    LanMember,
+    LanRequest,
+    LanStats,
+    LanView,
+    Nic,
+    NicSpec,
+)
 from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NodeInfo, State, Stats
 from nestbed.node import audit, bounds, logs, traffic, update
 from nestbed.node.events import Events
@@ -24,6 +35,7 @@ from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.impairments import Impairments
 from nestbed.node.lans import Lans
 from nestbed.node.lifecycle import Lifecycle
+from nestbed.node.links import Links
 from nestbed.node.names import Selection, is_glob
 from nestbed.node.operations import Operations
 from nestbed.node.parts import Parts, present
@@ -67,6 +79,7 @@ class Node:
         self._impairments = Impairments(self._parts)
         self._lifecycle = Lifecycle(self._parts, self._impairments)
         self._lans = Lans(self._parts, self._impairments)
+        self._links = Links(self._parts)
         self._watch = logs.LogWatch()
         self._closing = contextlib.AsyncExitStack()
 
@@ -405,6 +418,15 @@ class Node:
             NotFound: no such container, LAN or NIC.
         """
         await self._parts.operations.run(self._lans.disconnect(self._find(ref), lan, nic_name))
+
+    async def set_link(self, lan: str = "", *, container: str = "", nic_name: str = "", up: bool) -> list[LanMember]:
+        """Plug cables in or out: of all NICs on a LAN and of those that join it later; of a container's on it; or, without a LAN, of all
+        that a container has. Gives those NICs as they are now. Idempotent.
+
+        Raises:
+            InvalidArgument: neither is named. NotFound. Nothing has changed then.
+        """
+        return await self._parts.operations.run(self._links.set(lan, container, nic_name, up=up))
 
     async def set_impairment(
         self, lan: str, change: ImpairmentChange, *, container: str = "", nic_name: str = "", direction: Direction = Direction.BOTH

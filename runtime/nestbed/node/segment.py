@@ -68,7 +68,7 @@ class Segment:
         return self._members[port]
 
     def replace(self, nic: Nic) -> None:
-        """The member at ``nic.port`` has this NIC now: the same but for its impairments."""
+        """The member at ``nic.port`` has this NIC now: the same but for its impairments and its cable."""
         self._members[nic.port] = dataclasses.replace(self._members[nic.port], nic=nic)
 
     def check_room(self) -> None:

@@ -78,6 +78,7 @@ def wire(segments: Mapping[str, Segment], owner: Owner, specs: Sequence[NicSpec]
                 bridge=segment.lan.bridge,
                 impair_to=spec.impair_to,
                 impair_from=spec.impair_from,
+                is_down=segment.lan.is_down,
             )
             ordinals.append(segment.lan.id)
             segment.join(LanMember(owner.id, owner.name, nic))

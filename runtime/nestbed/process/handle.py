@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from nestbed.errors import AlreadyExists, Busy, NestbedError, NotFound, Unavailable, WrongState, shown
+from nestbed.errors import AlreadyExists, Busy, NestbedError, Unavailable, WrongState
 from nestbed.lanmodel import Nic, NicStats
 from nestbed.linux.pidfd import exit_information, open_process
 from nestbed.linux.rtnl import Rtnl
@@ -24,7 +24,7 @@ from nestbed.process.console import ProcessConsole
 from nestbed.process.dialogue import Dialogue
 from nestbed.process.execution import ProcessExecution
 from nestbed.process.keeper_client import KeeperError, close_all
-from nestbed.process.parts import Parts, already_running, not_running, owes_restart, status_of, translated_refusal
+from nestbed.process.parts import Parts, already_running, no_nic, not_running, owes_restart, status_of, translated_refusal
 from nestbed.process.ports import routes_of
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
@@ -456,11 +456,18 @@ class ProcessContainer:
         """See the contract."""
         nic = self._nics.get(name)
         if nic is None:
-            raise NotFound(
-                f"container {self.id} has no interface {shown(name)}", reason="NIC_NOT_FOUND", container=self.id, nic=shown(name)
-            )
+            raise no_nic(self.id, name)
         self._parts.ports.unplug(nic.port)
         del self._nics[name]
+
+    async def set_link(self, name: str, *, up: bool) -> None:
+        """See the contract."""
+        nic = self._nics.get(name)
+        if nic is None:
+            raise no_nic(self.id, name)
+        self._nics[name] = dataclasses.replace(nic, is_down=not up)
+        if self._netns_fd >= 0:
+            self._parts.ports.set_link(nic.port, up=up)
 
     async def _netlink_if_there(self) -> Rtnl | None:
         """A socket inside its network namespace; None if it has none (any more)."""

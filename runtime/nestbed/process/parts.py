@@ -8,7 +8,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nestbed.errors import Busy, HostLacks, InvalidArgument, NestbedError, NotFound, ResourceExhausted, Unavailable, WrongState, from_errno
+from nestbed.errors import (
+    Busy,
+    HostLacks,
+    InvalidArgument,
+    NestbedError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    WrongState,
+    from_errno,
+    shown,
+)
 from nestbed.model import ExitStatus, Kind, RestartMode, RestartPolicy, State, Status
 from nestbed.process.keeper_client import KeeperClient, KeeperError, Reply
 from nestbed.process.limits import Cgroups
@@ -158,6 +169,17 @@ def not_running(container_id: str) -> WrongState:
 def already_running(container_id: str) -> WrongState:
     """It must not run for that."""
     return WrongState(f"container {container_id} runs already", reason="ALREADY_RUNNING", remedy="stop it first", container=container_id)
+
+
+def no_nic(container_id: str, name: str) -> NotFound:
+    """It has no such interface."""
+    return NotFound(
+        f"container {container_id} has no interface {shown(name)}",
+        reason="NIC_NOT_FOUND",
+        remedy="see its NICs with `nbctl inspect`",
+        container=container_id,
+        nic=shown(name),
+    )
 
 
 def is_paused(container_id: str) -> WrongState:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
 from nestbed.lanmodel import Nic
-from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl
+from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl, link_down, link_up
 from nestbed.model import Route
 from nestbed.runtime import PortHook
 
@@ -72,6 +72,8 @@ class Ports:
             first = () if self._hook is None else self._hook.port_added(nic, self._rtnl.link_index(nic.port))
             # Last, because it marks the pair as whole.
             self._rtnl.bring_up(nic.port, alias=f"{self._prefix}{container_id}", first=first)
+            if nic.is_down:
+                self._rtnl.batch([link_down(self._rtnl.link_index(nic.port))])
         except OSError as error:
             self.unplug(nic.port)
             raise _refused(error, container_id, nic) from error
@@ -103,15 +105,27 @@ class Ports:
     def is_whole(self, port: str) -> bool:
         """Whether the pair is there and :meth:`plug` came to its end: the death of a daemon may have cut it short."""
         try:
-            return self._rtnl.is_up(port)
+            return self._rtnl.link(port).alias.startswith(self._prefix)
         except OSError:
             return False
 
     def take_up(self, nic: Nic) -> None:
         """Take over the pair, whole, that an earlier daemon made for ``nic``."""
-        if self._hook is not None:
-            with contextlib.suppress(OSError):  # it goes at this moment
-                self._hook.port_found(nic, self._rtnl.link_index(nic.port))
+        with contextlib.suppress(OSError):  # it goes at this moment
+            link = self._rtnl.link(nic.port)
+            if self._hook is not None:
+                self._hook.port_found(nic, link.index)
+            if link.up is nic.is_down:
+                self.set_link(nic.port, up=not nic.is_down)
+
+    def set_link(self, port: str, *, up: bool) -> None:
+        """Give the other end of a pair a carrier, or take it away. Nothing happens if the pair is not there."""
+        try:
+            index = self._rtnl.link_index(port)
+            self._rtnl.batch([link_up(index) if up else link_down(index)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise from_errno(error.errno or 0, f"setting {port} {'up' if up else 'down'}", port=port) from error
 
     def _exists(self, port: str) -> bool:
         try:

@@ -109,6 +109,7 @@ class QemuContainer:
         try:
             await self._monitor.execute("cont")
             await self._complete_nics()
+            await self._show_links(only_down=False)
         except NestbedError as error:
             _logger.warning("machine not taken up whole", extra=fields(container=self.id, cause=error.message))
 
@@ -187,8 +188,13 @@ class QemuContainer:
     def _on_state(self) -> None:
         """The warden wrote its state."""
         self._news.set()
-        if self._starting is None and self._inner is not None and self._files.state().what == "failed":
+        if self._starting is not None or self._inner is None:
+            return
+        word = self._files.state().what
+        if word == "failed":
             _ = self._later(self._give_up_restart())
+        elif word == "started":
+            _ = self._later(self._show_links(only_down=True))
 
     async def _give_up_restart(self) -> None:
         """A start by the restart policy failed inside the guest: that is final."""
@@ -258,6 +264,7 @@ class QemuContainer:
             await self.inner.start()
             running = replace(self.inner.status, state=State.RUNNING, exit=None)
             await self._boot()
+            await self._show_links(only_down=True)
         except NestbedError as error:
             self._failed = replace(before, exit=ExitStatus(reason="start-failed", message=error.message, at=time.time()))
             with contextlib.suppress(NestbedError):
@@ -351,6 +358,7 @@ class QemuContainer:
             raise WrongState(f"container {self.id} is not paused", reason="NOT_PAUSED", remedy="pause it first", container=self.id)
         await self.inner.resume()
         await self._monitor.execute("cont")
+        await self._show_links(only_down=False)
         await self._tell_hosts()
 
     async def update(self, resources: Resources, restart: RestartPolicy) -> None:
@@ -433,6 +441,8 @@ class QemuContainer:
         await self._in_sandbox("tap", nic.name, device.tap, str(plan.uid_of(self.id)))
         await self._monitor.execute("netdev_add", command.nic_backend(device))
         await self._monitor.execute("device_add", command.nic_device(device))
+        if nic.is_down:
+            await self._show_link(nic)
         await self._guest.ask(lambda channel: plan.nic_frame(channel, nic, self._spec))
 
     async def _unplugged(self, name: str) -> None:
@@ -469,13 +479,31 @@ class QemuContainer:
     async def unplug(self, name: str) -> None:
         """See the contract."""
         if name not in self._nics:
-            raise NotFound(
-                f"container {self.id} has no interface {shown(name)}", reason="NIC_NOT_FOUND", container=self.id, nic=shown(name)
-            )
+            raise self._no_nic(name)
         self._check_not_paused()
         await self._unplugged(name)
         del self._nics[name]
         self.write_plan()
+
+    async def set_link(self, name: str, *, up: bool) -> None:
+        """See the contract."""
+        if name not in self._nics:
+            raise self._no_nic(name)
+        await self.inner.set_link(name, up=up)
+        self._nics[name] = replace(self._nics[name], is_down=not up)
+        if self._status.state is State.RUNNING:
+            await self._show_link(self._nics[name])
+
+    async def _show_link(self, nic: Nic) -> None:
+        """Have the guest see whether the cable is plugged in."""
+        await self._monitor.execute("set_link", {"name": self._device(nic).id, "up": not nic.is_down})
+
+    async def _show_links(self, *, only_down: bool) -> None:
+        """The same for all NICs, or for those without a cable: QEMU begins with all plugged in."""
+        for nic in self._nics.values():
+            if nic.is_down or not only_down:
+                with contextlib.suppress(Unavailable):  # it ends just now
+                    await self._show_link(nic)
 
     async def update_hosts(self, text: str) -> None:
         """See the contract."""
@@ -511,6 +539,9 @@ class QemuContainer:
         return self.inner.objects()
 
     # ---- checks
+
+    def _no_nic(self, name: str) -> NotFound:
+        return NotFound(f"container {self.id} has no interface {shown(name)}", reason="NIC_NOT_FOUND", container=self.id, nic=shown(name))
 
     def _check_running(self) -> None:
         self._check_not_paused()

@@ -46,6 +46,10 @@ class ExperimentCalls(ExperimentServiceServicer):
     async def WaitExperiment(self, request: api.WaitExperimentRequest, context: Any) -> api.WaitExperimentResponse:
         return api.WaitExperimentResponse(experiment=await self._experiments.wait(request.experiment))
 
+    async def SetLinks(self, request: api.SetLinksRequest, context: Any) -> api.SetLinksResponse:
+        links = await self._experiments.set_links(request.experiment, request.links, up=request.up, admin=caller().is_admin)
+        return api.SetLinksResponse(links=links)
+
     async def VerifyExperiment(self, request: api.VerifyExperimentRequest, context: Any) -> api.VerifyExperimentResponse:
         verdict = await self._experiments.verify(request.experiment, admin=caller().is_admin)
         times = [

@@ -40,6 +40,10 @@ class Lans(LanServiceServicer):
         nic = await self._node.connect(request.container, convert.nic_spec(request.nic))
         return api.ConnectLanResponse(nic=present.nic(nic))
 
+    async def SetLink(self, request: api.SetLinkRequest, context: Any) -> api.SetLinkResponse:
+        members = await self._node.set_link(request.lan, container=request.container, nic_name=request.nic, up=request.up)
+        return api.SetLinkResponse(members=[present.member(each) for each in members])
+
     async def SetImpairment(self, request: api.SetImpairmentRequest, context: Any) -> api.SetImpairmentResponse:
         container, nic_name, direction = convert.ports(request)
         change = convert.impairment_change(request.impairment)

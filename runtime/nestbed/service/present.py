@@ -104,6 +104,7 @@ def nic(value: lanmodel.Nic) -> api.Nic:
         port=value.port,
         impair_to=_if_any(value.impair_to),
         impair_from=_if_any(value.impair_from),
+        is_down=value.is_down,
     )
 
 
@@ -131,7 +132,7 @@ def lan_impairment(value: lanmodel.LanImpairment) -> lan_pb2.LanImpairment:
 
 def _port_impairment(value: lanmodel.PortImpairment) -> lan_pb2.PortImpairment:
     return lan_pb2.PortImpairment(
-        member=_member(value.member),
+        member=member(value.member),
         in_force_to=_impairment(value.to),
         in_force_from=_impairment(value.from_),
         achieved_to=None if value.achieved_to is None else _achieved(value.achieved_to),
@@ -139,7 +140,8 @@ def _port_impairment(value: lanmodel.PortImpairment) -> lan_pb2.PortImpairment:
     )
 
 
-def _member(value: lanmodel.LanMember) -> lan_pb2.LanMember:
+def member(value: lanmodel.LanMember) -> lan_pb2.LanMember:
+    """A NIC on a LAN."""
     return lan_pb2.LanMember(container_id=value.container_id, container=value.container, nic=nic(value.nic))
 
 
@@ -250,11 +252,12 @@ def lan(view: lanmodel.LanView) -> lan_pb2.Lan:
         labels=dict(value.labels),
         create_time=timestamp(value.created_at),
         bridge=value.bridge,
-        members=[_member(each) for each in view.members],
+        members=[member(each) for each in view.members],
         group=value.group,
         peers=value.peers,
         ttl=value.ttl if value.is_relayed else 0,
         impairment=_if_any(value.impairment),
+        is_down=value.is_down,
         paths=[lan_pb2.LanPath(underlay=each.underlay, kind=_PATHS[each.kind], detail=text(each.detail)) for each in view.paths],
     )
 

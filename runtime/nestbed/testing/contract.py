@@ -212,6 +212,21 @@ class RuntimeContract(StreamsContract):
         assert ports == {f"link:{bench.nic(container.id, number).port}" for number in (1, 2)}
         assert list(await bench.runtime.audit([container])) == []
 
+    async def test_cables_of_nics(self, bench: Bench) -> None:
+        container = await bench.create(nics=())
+        nic = bench.nic(container.id, 0)
+        await container.plug(nic)
+        await container.set_link(nic.name, up=False)
+        await container.start()
+        await container.set_link(nic.name, up=False)
+        await container.set_link(nic.name, up=True)
+        with pytest.raises(NotFound):
+            await container.set_link("absent", up=True)
+        await container.stop(0.0)
+        await container.set_link(nic.name, up=False)
+        await container.start()
+        assert list(await bench.runtime.audit([container])) == []
+
     # ------------------------------------------------------------ stats, limits, files
 
     async def test_stats_in_every_state(self, bench: Bench) -> None:

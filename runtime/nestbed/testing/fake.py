@@ -258,6 +258,12 @@ class FakeContainer:
             raise NotFound(f"there is no NIC {name}", reason="NIC_NOT_FOUND", remedy="see its NICs", nic=name)
         self._kernel.links.pop(nic.port, None)
 
+    async def set_link(self, name: str, *, up: bool) -> None:
+        self._kernel.check("set_link")
+        if name not in self.nics:
+            raise NotFound(f"there is no NIC {name}", reason="NIC_NOT_FOUND", remedy="see its NICs", nic=name)
+        self.nics[name] = dataclasses.replace(self.nics[name], is_down=not up)
+
     async def stats(self) -> Stats:
         counters = tuple(NicStats(nic.name, nic.lan, 0, 0, 0, 0, 0, 0) for nic in self.nics.values())
         if self._status.state in _REST:

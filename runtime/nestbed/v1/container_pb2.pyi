@@ -270,6 +270,7 @@ class Nic(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     IMPAIR_TO_FIELD_NUMBER: _builtins.int
     IMPAIR_FROM_FIELD_NUMBER: _builtins.int
+    IS_DOWN_FIELD_NUMBER: _builtins.int
     lan: _builtins.str
     """Name of the LAN."""
     name: _builtins.str
@@ -280,6 +281,8 @@ class Nic(_message.Message):
     """Largest packet in bytes."""
     port: _builtins.str
     """The interface on the node's side."""
+    is_down: _builtins.bool
+    """Whether its cable is unplugged, see LanService.SetLink."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses in CIDR form."""
@@ -303,10 +306,11 @@ class Nic(_message.Message):
         port: _builtins.str = ...,
         impair_to: _traffic_pb2.Impairment | None = ...,
         impair_from: _traffic_pb2.Impairment | None = ...,
+        is_down: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["impair_from", b"impair_from", "impair_to", b"impair_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "impair_from", b"impair_from", "impair_to", b"impair_to", "lan", b"lan", "mac", b"mac", "mtu", b"mtu", "name", b"name", "port", b"port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "impair_from", b"impair_from", "impair_to", b"impair_to", "is_down", b"is_down", "lan", b"lan", "mac", b"mac", "mtu", b"mtu", "name", b"name", "port", b"port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -172,6 +172,7 @@ class Element(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    NICS_DOWN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in the experiment."""
     kind: _builtins.str
@@ -188,6 +189,10 @@ class Element(_message.Message):
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its addresses, in CIDR form."""
 
+    @_builtins.property
+    def nics_down(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its NICs whose cable is unplugged."""
+
     def __init__(
         self,
         *,
@@ -198,10 +203,11 @@ class Element(_message.Message):
         state: Global___ElementState.ValueType = ...,
         detail: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        nics_down: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "container", b"container", "detail", b"detail", "kind", b"kind", "name", b"name", "node", b"node", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "container", b"container", "detail", b"detail", "kind", b"kind", "name", b"name", "nics_down", b"nics_down", "node", b"node", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -699,6 +705,96 @@ class VerifyExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyExperimentRequest: _TypeAlias = VerifyExperimentRequest  # noqa: Y015
+
+@_typing.final
+class SetLinksRequest(_message.Message):
+    """SetLinksRequest names cables."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    experiment: _builtins.str
+    """The experiment's name."""
+    up: _builtins.bool
+    """Whether they are plugged in afterwards."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`LAN` or `:LAN` is all of a LAN, `ELEMENT` or `ELEMENT:` all of an element, `ELEMENT:LAN` or `ELEMENT:NIC` one of it."""
+
+    def __init__(
+        self,
+        *,
+        experiment: _builtins.str = ...,
+        links: _abc.Iterable[_builtins.str] | None = ...,
+        up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "links", b"links", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLinksRequest: _TypeAlias = SetLinksRequest  # noqa: Y015
+
+@_typing.final
+class Link(_message.Message):
+    """Link is the cable of an element's NIC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENT_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    LAN_FIELD_NUMBER: _builtins.int
+    IS_DOWN_FIELD_NUMBER: _builtins.int
+    element: _builtins.str
+    """The element."""
+    nic: _builtins.str
+    """Name of the NIC."""
+    lan: _builtins.str
+    """The LAN."""
+    is_down: _builtins.bool
+    """Whether it is unplugged."""
+    def __init__(
+        self,
+        *,
+        element: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        lan: _builtins.str = ...,
+        is_down: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["element", b"element", "is_down", b"is_down", "lan", b"lan", "nic", b"nic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Link: _TypeAlias = Link  # noqa: Y015
+
+@_typing.final
+class SetLinksResponse(_message.Message):
+    """SetLinksResponse tells how they are now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """The cables that the request named."""
+
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___Link] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLinksResponse: _TypeAlias = SetLinksResponse  # noqa: Y015
 
 @_typing.final
 class MeasuredTime(_message.Message):

@@ -66,6 +66,11 @@ class ExperimentServiceStub:
                 request_serializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.FromString,
                 _registered_method=True)
+        self.SetLinks = channel.unary_unary(
+                '/nestbed.v1.ExperimentService/SetLinks',
+                request_serializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.FromString,
+                _registered_method=True)
         self.VerifyExperiment = channel.unary_unary(
                 '/nestbed.v1.ExperimentService/VerifyExperiment',
                 request_serializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentRequest.SerializeToString,
@@ -120,6 +125,13 @@ class ExperimentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLinks(self, request, context):
+        """SetLinks plugs cables of an experiment in or out, on all its nodes. Idempotent. Up leaves them as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyExperiment(self, request, context):
         """VerifyExperiment looks from inside every element and compares what it sees with what the files say.
         """
@@ -159,6 +171,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.WaitExperiment,
                     request_deserializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.SerializeToString,
+            ),
+            'SetLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLinks,
+                    request_deserializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.SerializeToString,
             ),
             'VerifyExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyExperiment,
@@ -330,6 +347,33 @@ class ExperimentService:
             '/nestbed.v1.ExperimentService/WaitExperiment',
             nestbed_dot_v1_dot_experiment__pb2.WaitExperimentRequest.SerializeToString,
             nestbed_dot_v1_dot_experiment__pb2.WaitExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.ExperimentService/SetLinks',
+            nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.SerializeToString,
+            nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.FromString,
             options,
             channel_credentials,
             insecure,

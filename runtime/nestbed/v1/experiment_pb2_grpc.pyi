@@ -30,6 +30,8 @@ class ExperimentServiceStub:
     """DiffExperiment tells what Up would change."""
     WaitExperiment: _aio.UnaryUnaryMultiCallable[_experiment_pb2.WaitExperimentRequest, _experiment_pb2.WaitExperimentResponse]
     """WaitExperiment answers when the experiment is up and every element has become ready."""
+    SetLinks: _aio.UnaryUnaryMultiCallable[_experiment_pb2.SetLinksRequest, _experiment_pb2.SetLinksResponse]
+    """SetLinks plugs cables of an experiment in or out, on all its nodes. Idempotent. Up leaves them as they are."""
     VerifyExperiment: _aio.UnaryUnaryMultiCallable[_experiment_pb2.VerifyExperimentRequest, _experiment_pb2.VerifyExperimentResponse]
     """VerifyExperiment looks from inside every element and compares what it sees with what the files say."""
 
@@ -85,6 +87,14 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_experiment_pb2.WaitExperimentRequest, _abc.Awaitable[_experiment_pb2.WaitExperimentResponse]],
     ) -> _abc.Awaitable[_experiment_pb2.WaitExperimentResponse]:
         """WaitExperiment answers when the experiment is up and every element has become ready."""
+
+    @_abc_1.abstractmethod
+    def SetLinks(
+        self,
+        request: _experiment_pb2.SetLinksRequest,
+        context: _aio.ServicerContext[_experiment_pb2.SetLinksRequest, _abc.Awaitable[_experiment_pb2.SetLinksResponse]],
+    ) -> _abc.Awaitable[_experiment_pb2.SetLinksResponse]:
+        """SetLinks plugs cables of an experiment in or out, on all its nodes. Idempotent. Up leaves them as they are."""
 
     @_abc_1.abstractmethod
     def VerifyExperiment(

@@ -151,6 +151,7 @@ class Lan(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
     IMPAIRMENT_FIELD_NUMBER: _builtins.int
+    IS_DOWN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique for ever."""
     name: _builtins.str
@@ -167,6 +168,8 @@ class Lan(_message.Message):
     """Multicast group and port that carry it between machines, `239.1.2.3:5000`; empty if it stays on this one."""
     ttl: _builtins.int
     """TTL of the datagrams."""
+    is_down: _builtins.bool
+    """Whether NICs that join have their cable unplugged: the whole LAN was set down."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
@@ -208,10 +211,11 @@ class Lan(_message.Message):
         ttl: _builtins.int = ...,
         paths: _abc.Iterable[Global___LanPath] | None = ...,
         impairment: _traffic_pb2.Impairment | None = ...,
+        is_down: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "impairment", b"impairment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "group", b"group", "id", b"id", "impairment", b"impairment", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "paths", b"paths", "peers", b"peers", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "group", b"group", "id", b"id", "impairment", b"impairment", "is_down", b"is_down", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "paths", b"paths", "peers", b"peers", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,6 +628,64 @@ class DisconnectLanResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DisconnectLanResponse: _TypeAlias = DisconnectLanResponse  # noqa: Y015
+
+@_typing.final
+class SetLinkRequest(_message.Message):
+    """SetLinkRequest names NICs: all of a LAN, also those that will join; a container's on a LAN; or all of a container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    lan: _builtins.str
+    """Id or name of the LAN; may be empty if a container is named."""
+    container: _builtins.str
+    """Id, name, or unique prefix of an id of the container; all members of the LAN if empty."""
+    nic: _builtins.str
+    """Only the container's NIC of this name."""
+    up: _builtins.bool
+    """Whether the cable is plugged in afterwards."""
+    def __init__(
+        self,
+        *,
+        lan: _builtins.str = ...,
+        container: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "lan", b"lan", "nic", b"nic", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLinkRequest: _TypeAlias = SetLinkRequest  # noqa: Y015
+
+@_typing.final
+class SetLinkResponse(_message.Message):
+    """SetLinkResponse holds the NICs as they are now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanMember]:
+        """The NICs that the request named, with their containers."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___LanMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLinkResponse: _TypeAlias = SetLinkResponse  # noqa: Y015
 
 @_typing.final
 class Achieved(_message.Message):

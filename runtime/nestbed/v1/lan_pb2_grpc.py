@@ -65,6 +65,11 @@ class LanServiceStub:
                 request_serializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.FromString,
                 _registered_method=True)
+        self.SetLink = channel.unary_unary(
+                '/nestbed.v1.LanService/SetLink',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.SetLinkRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.SetLinkResponse.FromString,
+                _registered_method=True)
         self.SetImpairment = channel.unary_unary(
                 '/nestbed.v1.LanService/SetImpairment',
                 request_serializer=nestbed_dot_v1_dot_lan__pb2.SetImpairmentRequest.SerializeToString,
@@ -138,6 +143,13 @@ class LanServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLink(self, request, context):
+        """SetLink plugs the cable of NICs in or out: without it a NIC has no carrier inside, and no frame passes. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetImpairment(self, request, context):
         """SetImpairment changes what is done to the frames of a LAN or of one member's port; what is not named stays.
         """
@@ -205,6 +217,11 @@ def add_LanServiceServicer_to_server(servicer, server):
                     servicer.DisconnectLan,
                     request_deserializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.SerializeToString,
+            ),
+            'SetLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLink,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.SetLinkRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.SetLinkResponse.SerializeToString,
             ),
             'SetImpairment': grpc.unary_unary_rpc_method_handler(
                     servicer.SetImpairment,
@@ -395,6 +412,33 @@ class LanService:
             '/nestbed.v1.LanService/DisconnectLan',
             nestbed_dot_v1_dot_lan__pb2.DisconnectLanRequest.SerializeToString,
             nestbed_dot_v1_dot_lan__pb2.DisconnectLanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.LanService/SetLink',
+            nestbed_dot_v1_dot_lan__pb2.SetLinkRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.SetLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,

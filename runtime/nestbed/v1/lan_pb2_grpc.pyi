@@ -28,6 +28,8 @@ class LanServiceStub:
     """ConnectLan gives a container, running or not, a NIC on the LAN."""
     DisconnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DisconnectLanRequest, _lan_pb2.DisconnectLanResponse]
     """DisconnectLan takes a container's NICs on the LAN away."""
+    SetLink: _aio.UnaryUnaryMultiCallable[_lan_pb2.SetLinkRequest, _lan_pb2.SetLinkResponse]
+    """SetLink plugs the cable of NICs in or out: without it a NIC has no carrier inside, and no frame passes. Idempotent."""
     SetImpairment: _aio.UnaryUnaryMultiCallable[_lan_pb2.SetImpairmentRequest, _lan_pb2.SetImpairmentResponse]
     """SetImpairment changes what is done to the frames of a LAN or of one member's port; what is not named stays."""
     ResetImpairment: _aio.UnaryUnaryMultiCallable[_lan_pb2.ResetImpairmentRequest, _lan_pb2.ResetImpairmentResponse]
@@ -89,6 +91,14 @@ class LanServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_lan_pb2.DisconnectLanRequest, _abc.Awaitable[_lan_pb2.DisconnectLanResponse]],
     ) -> _abc.Awaitable[_lan_pb2.DisconnectLanResponse]:
         """DisconnectLan takes a container's NICs on the LAN away."""
+
+    @_abc_1.abstractmethod
+    def SetLink(
+        self,
+        request: _lan_pb2.SetLinkRequest,
+        context: _aio.ServicerContext[_lan_pb2.SetLinkRequest, _abc.Awaitable[_lan_pb2.SetLinkResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.SetLinkResponse]:
+        """SetLink plugs the cable of NICs in or out: without it a NIC has no carrier inside, and no frame passes. Idempotent."""
 
     @_abc_1.abstractmethod
     def SetImpairment(

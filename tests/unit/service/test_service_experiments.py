@@ -284,3 +284,36 @@ async def test_making_a_large_experiment_costs_the_engine_little(places: list[Pl
         found, _ = await up(client, text)
         assert (found.state, found.element_count) == (api.EXPERIMENT_STATE_UP, 200)
         assert (await down(client, "big")).state == api.EXPERIMENT_STATE_DOWN
+
+
+async def test_cables_of_elements_and_lans(admin: Client) -> None:
+    await up(admin)
+
+    async def set_links(*links: str, up: bool = False) -> list[str]:
+        return [f"{link.element}:{link.nic}@{link.lan} {link.is_down}" for link in await admin.set_links("street", links, up=up)]
+
+    assert await set_links("router:right") == ["router:eth1@right True"]
+    assert await set_links("router:eth1", "bot2") == ["router:eth1@right True", "bot2:eth0@left True"]
+    down = {element.name: list(element.nics_down) for element in (await admin.get_experiment("street")).elements if element.nics_down}
+    assert down == {"router": ["eth1"], "bot2": ["eth0"]}
+    assert len(await set_links("left", up=True)) == 4
+    assert await set_links(":right", "router:", up=True) == [
+        "server:eth0@right False",
+        "router:eth1@right False",
+        "router:eth0@left False",
+        "router:eth1@right False",
+    ]
+    await set_links("left")
+    await up(admin)
+    assert all("eth0" in element.nics_down for element in (await admin.get_experiment("street")).elements if element.name != "server")
+    for wrong in ("lefd", "bot1:right", "nobody:left", ":bot1"):
+        with pytest.raises(NotFound):
+            await set_links(wrong)
+    with pytest.raises(InvalidArgument):
+        await set_links()
+    await down_all(admin)
+
+
+async def down_all(client: Client) -> None:
+    for one in await client.list_experiments():
+        await down(client, one.name)
