@@ -262,7 +262,7 @@ def _terminal_size() -> TerminalSize:
 
 def _exec_options(parser: Parser) -> None:
     _program_options(parser)
-    select.add_label_option(parser, "instead of CONTAINER: in all of the node that run and have this label (may be repeated)")
+    select.add_label_option(parser, "instead of CONTAINER: in all that run and have this label (may be repeated)")
     parser.add_argument("container", metavar="CONTAINER", nargs="?", help="name or unique prefix of an id")
     parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments")
 

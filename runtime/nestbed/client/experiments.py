@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from grpc import aio
 
+from nestbed.v1 import container_pb2
 from nestbed.v1 import experiment_pb2 as api
 from nestbed.v1.experiment_pb2_grpc import ExperimentServiceStub
 
@@ -54,6 +55,14 @@ class ExperimentCalls:
         """The experiment, when nothing is under way with it. Waits without limit."""
         request = api.WaitExperimentRequest(experiment=experiment)
         return (await self._call(self._experiments.WaitExperiment, request, seconds=None)).experiment
+
+    async def exec_in_elements(
+        self, name: str, start: container_pb2.ExecStart, *, labels: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[api.ExecInElementsResponse, None]:
+        """Run a program in all elements that run and have the labels, on all nodes; what comes of each as it comes."""
+        request = api.ExecInElementsRequest(experiment=name, labels=labels or {}, start=start)
+        async for response in self._stream(self._experiments.ExecInElements(request)):
+            yield response
 
     async def set_links(self, name: str, links: Iterable[str], *, up: bool) -> list[api.Link]:
         """Plug cables in or out: of a LAN, of an element, or ELEMENT:LAN."""

@@ -8,14 +8,14 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from nestbed.errors import Busy, NestbedError, NotFound, shown
+from nestbed.errors import Busy, InvalidArgument, NestbedError, NotFound, shown
+from nestbed.experiment import everywhere, present, requests
 from nestbed.experiment import links as cables
 from nestbed.experiment import plan as planning
-from nestbed.experiment import present, requests
 from nestbed.experiment import verify as verification
 from nestbed.experiment.fleet import Connect, Fleet, addresses, check_may, compare
 from nestbed.experiment.plan import Plan
@@ -25,7 +25,7 @@ from nestbed.experiment.requests import Digests
 from nestbed.experiment.verify import Verdict
 from nestbed.experiment.work import Rise, fall
 from nestbed.log import fields
-from nestbed.v1 import experiment_pb2
+from nestbed.v1 import container_pb2, experiment_pb2
 
 _logger = logging.getLogger(__name__)
 
@@ -155,6 +155,29 @@ class Experiments:
             if name not in self._records:
                 return run.progress.outcome
         return await self._summary(self._records.get(name, record))
+
+    async def exec(
+        self, name: str, labels: Mapping[str, str], start: container_pb2.ExecStart, *, admin: bool
+    ) -> AsyncGenerator[experiment_pb2.ExecInElementsResponse, None]:
+        """Run a program in all elements that run and have the labels (``nestbed.experiment.everywhere``).
+
+        Raises:
+            NotFound: there is no such experiment or element. PermissionDenied: as :meth:`verify`. InvalidArgument: it is to have input.
+        """
+        if start.container or start.stdin or start.tty:
+            raise InvalidArgument(
+                "a program in many elements has no container, input and terminal",
+                reason="CONFLICTING_OPTIONS",
+                remedy="leave these fields out",
+            )
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        check_may(plan, admin=admin)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+            pieces = everywhere.run(fleet, await everywhere.choose(plan, fleet, labels), start)
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
 
     async def set_links(self, name: str, links: Sequence[str], *, up: bool, admin: bool) -> list[experiment_pb2.Link]:
         """Plug cables in or out (``nestbed.experiment.links``).

@@ -114,6 +114,7 @@ LEAST_ROLES: Mapping[str, Role] = {
     _EXPERIMENTS + "ListExperiments": Role.VIEWER,
     _EXPERIMENTS + "DiffExperiment": Role.OPERATOR,
     _EXPERIMENTS + "WaitExperiment": Role.VIEWER,
+    _EXPERIMENTS + "ExecInElements": Role.OPERATOR,
     _EXPERIMENTS + "SetLinks": Role.OPERATOR,
     _EXPERIMENTS + "VerifyExperiment": Role.OPERATOR,
     _HEALTH + "Check": Role.NOBODY,

@@ -46,6 +46,12 @@ class ExperimentCalls(ExperimentServiceServicer):
     async def WaitExperiment(self, request: api.WaitExperimentRequest, context: Any) -> api.WaitExperimentResponse:
         return api.WaitExperimentResponse(experiment=await self._experiments.wait(request.experiment))
 
+    async def ExecInElements(self, request: api.ExecInElementsRequest, context: Any) -> AsyncIterator[api.ExecInElementsResponse]:
+        source = self._experiments.exec(request.experiment, request.labels, request.start, admin=caller().is_admin)
+        async with closing(source) as pieces:
+            async for piece in pieces:
+                yield piece
+
     async def SetLinks(self, request: api.SetLinksRequest, context: Any) -> api.SetLinksResponse:
         links = await self._experiments.set_links(request.experiment, request.links, up=request.up, admin=caller().is_admin)
         return api.SetLinksResponse(links=links)

@@ -24,69 +24,78 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from nestbed.v1 import container_pb2 as nestbed_dot_v1_dot_container__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnestbed/v1/experiment.proto\x12\nnestbed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x0cTopologyFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa5\x01\n\x07\x45lement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\'\n\x05state\x18\x05 \x01(\x0e\x32\x18.nestbed.v1.ElementState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x11\n\tnics_down\x18\x08 \x03(\t\"@\n\x0e\x45xperimentNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\xc5\x02\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.nestbed.v1.ExperimentState\x12\x10\n\x08problems\x18\x03 \x03(\t\x12%\n\x08\x65lements\x18\x04 \x03(\x0b\x32\x13.nestbed.v1.Element\x12)\n\x05nodes\x18\x05 \x03(\x0b\x32\x1a.nestbed.v1.ExperimentNode\x12\x15\n\relement_count\x18\x06 \x01(\r\x12\x11\n\tlan_count\x18\x07 \x01(\r\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rrise_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66iles\x18\n \x03(\t\"[\n\x0f\x45lementProgress\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.nestbed.v1.ElementState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"k\n\tUpRequest\x12\'\n\x05vtopo\x18\x01 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\'\n\x05ptopo\x18\x02 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"g\n\nUpResponse\x12-\n\x08progress\x18\x01 \x03(\x0b\x32\x1b.nestbed.v1.ElementProgress\x12*\n\nexperiment\x18\x02 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"0\n\x0b\x44ownRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"i\n\x0c\x44ownResponse\x12-\n\x08progress\x18\x01 \x03(\x0b\x32\x1b.nestbed.v1.ElementProgress\x12*\n\nexperiment\x18\x02 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"*\n\x14GetExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"C\n\x15GetExperimentResponse\x12*\n\nexperiment\x18\x01 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"\x18\n\x16ListExperimentsRequest\"F\n\x17ListExperimentsResponse\x12+\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32\x16.nestbed.v1.Experiment\"i\n\x15\x44iffExperimentRequest\x12\'\n\x05vtopo\x18\x01 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\'\n\x05ptopo\x18\x02 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\"X\n\x06\x43hange\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.nestbed.v1.ChangeKind\x12\x0c\n\x04noun\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"=\n\x16\x44iffExperimentResponse\x12#\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x12.nestbed.v1.Change\"+\n\x15WaitExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"D\n\x16WaitExperimentResponse\x12*\n\nexperiment\x18\x01 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"-\n\x17VerifyExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"@\n\x0fSetLinksRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05links\x18\x02 \x03(\t\x12\n\n\x02up\x18\x03 \x01(\x08\"B\n\x04Link\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\x0b\n\x03nic\x18\x02 \x01(\t\x12\x0b\n\x03lan\x18\x03 \x01(\t\x12\x0f\n\x07is_down\x18\x04 \x01(\x08\"3\n\x10SetLinksResponse\x12\x1f\n\x05links\x18\x01 \x03(\x0b\x32\x10.nestbed.v1.Link\"F\n\x0cMeasuredTime\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x03 \x01(\x01\"l\n\x18VerifyExperimentResponse\x12\x13\n\x0bobservation\x18\x01 \x01(\t\x12\x12\n\ndeviations\x18\x02 \x03(\t\x12\'\n\x05times\x18\x03 \x03(\x0b\x32\x18.nestbed.v1.MeasuredTime*\xbf\x01\n\x0f\x45xperimentState\x12 \n\x1c\x45XPERIMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPERIMENT_STATE_RISING\x10\x01\x12\x17\n\x13\x45XPERIMENT_STATE_UP\x10\x02\x12\x1b\n\x17\x45XPERIMENT_STATE_FAILED\x10\x03\x12\x1c\n\x18\x45XPERIMENT_STATE_FALLING\x10\x04\x12\x19\n\x15\x45XPERIMENT_STATE_DOWN\x10\x05*\xe1\x01\n\x0c\x45lementState\x12\x1d\n\x19\x45LEMENT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_STATE_ABSENT\x10\x01\x12\x19\n\x15\x45LEMENT_STATE_CREATED\x10\x02\x12\x19\n\x15\x45LEMENT_STATE_RUNNING\x10\x03\x12\x17\n\x13\x45LEMENT_STATE_READY\x10\x04\x12\x17\n\x13\x45LEMENT_STATE_ENDED\x10\x05\x12\x18\n\x14\x45LEMENT_STATE_FAILED\x10\x06\x12\x16\n\x12\x45LEMENT_STATE_LOST\x10\x07*\x87\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_KIND_MAKE\x10\x01\x12\x16\n\x12\x43HANGE_KIND_REMOVE\x10\x02\x12\x17\n\x13\x43HANGE_KIND_REPLACE\x10\x03\x12\x15\n\x11\x43HANGE_KIND_START\x10\x04\x32\x91\x05\n\x11\x45xperimentService\x12\x35\n\x02Up\x12\x15.nestbed.v1.UpRequest\x1a\x16.nestbed.v1.UpResponse0\x01\x12;\n\x04\x44own\x12\x17.nestbed.v1.DownRequest\x1a\x18.nestbed.v1.DownResponse0\x01\x12T\n\rGetExperiment\x12 .nestbed.v1.GetExperimentRequest\x1a!.nestbed.v1.GetExperimentResponse\x12Z\n\x0fListExperiments\x12\".nestbed.v1.ListExperimentsRequest\x1a#.nestbed.v1.ListExperimentsResponse\x12W\n\x0e\x44iffExperiment\x12!.nestbed.v1.DiffExperimentRequest\x1a\".nestbed.v1.DiffExperimentResponse\x12W\n\x0eWaitExperiment\x12!.nestbed.v1.WaitExperimentRequest\x1a\".nestbed.v1.WaitExperimentResponse\x12\x45\n\x08SetLinks\x12\x1b.nestbed.v1.SetLinksRequest\x1a\x1c.nestbed.v1.SetLinksResponse\x12]\n\x10VerifyExperiment\x12#.nestbed.v1.VerifyExperimentRequest\x1a$.nestbed.v1.VerifyExperimentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnestbed/v1/experiment.proto\x12\nnestbed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anestbed/v1/container.proto\"*\n\x0cTopologyFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa5\x01\n\x07\x45lement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\'\n\x05state\x18\x05 \x01(\x0e\x32\x18.nestbed.v1.ElementState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x11\n\tnics_down\x18\x08 \x03(\t\"@\n\x0e\x45xperimentNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\xc5\x02\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.nestbed.v1.ExperimentState\x12\x10\n\x08problems\x18\x03 \x03(\t\x12%\n\x08\x65lements\x18\x04 \x03(\x0b\x32\x13.nestbed.v1.Element\x12)\n\x05nodes\x18\x05 \x03(\x0b\x32\x1a.nestbed.v1.ExperimentNode\x12\x15\n\relement_count\x18\x06 \x01(\r\x12\x11\n\tlan_count\x18\x07 \x01(\r\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rrise_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66iles\x18\n \x03(\t\"[\n\x0f\x45lementProgress\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.nestbed.v1.ElementState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"k\n\tUpRequest\x12\'\n\x05vtopo\x18\x01 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\'\n\x05ptopo\x18\x02 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"g\n\nUpResponse\x12-\n\x08progress\x18\x01 \x03(\x0b\x32\x1b.nestbed.v1.ElementProgress\x12*\n\nexperiment\x18\x02 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"0\n\x0b\x44ownRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"i\n\x0c\x44ownResponse\x12-\n\x08progress\x18\x01 \x03(\x0b\x32\x1b.nestbed.v1.ElementProgress\x12*\n\nexperiment\x18\x02 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"*\n\x14GetExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"C\n\x15GetExperimentResponse\x12*\n\nexperiment\x18\x01 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"\x18\n\x16ListExperimentsRequest\"F\n\x17ListExperimentsResponse\x12+\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32\x16.nestbed.v1.Experiment\"i\n\x15\x44iffExperimentRequest\x12\'\n\x05vtopo\x18\x01 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\x12\'\n\x05ptopo\x18\x02 \x01(\x0b\x32\x18.nestbed.v1.TopologyFile\"X\n\x06\x43hange\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.nestbed.v1.ChangeKind\x12\x0c\n\x04noun\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"=\n\x16\x44iffExperimentResponse\x12#\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x12.nestbed.v1.Change\"+\n\x15WaitExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"D\n\x16WaitExperimentResponse\x12*\n\nexperiment\x18\x01 \x01(\x0b\x32\x16.nestbed.v1.Experiment\"-\n\x17VerifyExperimentRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\"@\n\x0fSetLinksRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05links\x18\x02 \x03(\t\x12\n\n\x02up\x18\x03 \x01(\x08\"B\n\x04Link\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\x0b\n\x03nic\x18\x02 \x01(\t\x12\x0b\n\x03lan\x18\x03 \x01(\t\x12\x0f\n\x07is_down\x18\x04 \x01(\x08\"3\n\x10SetLinksResponse\x12\x1f\n\x05links\x18\x01 \x03(\x0b\x32\x10.nestbed.v1.Link\"\xbf\x01\n\x15\x45xecInElementsRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12=\n\x06labels\x18\x02 \x03(\x0b\x32-.nestbed.v1.ExecInElementsRequest.LabelsEntry\x12$\n\x05start\x18\x03 \x01(\x0b\x32\x15.nestbed.v1.ExecStart\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x92\x01\n\x16\x45xecInElementsResponse\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12&\n\x04\x65xit\x18\x04 \x01(\x0b\x32\x16.nestbed.v1.ExitStatusH\x00\x12\x11\n\x07\x66\x61ilure\x18\x05 \x01(\tH\x00\x42\x08\n\x06output\"F\n\x0cMeasuredTime\x12\x0f\n\x07\x65lement\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x03 \x01(\x01\"l\n\x18VerifyExperimentResponse\x12\x13\n\x0bobservation\x18\x01 \x01(\t\x12\x12\n\ndeviations\x18\x02 \x03(\t\x12\'\n\x05times\x18\x03 \x03(\x0b\x32\x18.nestbed.v1.MeasuredTime*\xbf\x01\n\x0f\x45xperimentState\x12 \n\x1c\x45XPERIMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPERIMENT_STATE_RISING\x10\x01\x12\x17\n\x13\x45XPERIMENT_STATE_UP\x10\x02\x12\x1b\n\x17\x45XPERIMENT_STATE_FAILED\x10\x03\x12\x1c\n\x18\x45XPERIMENT_STATE_FALLING\x10\x04\x12\x19\n\x15\x45XPERIMENT_STATE_DOWN\x10\x05*\xe1\x01\n\x0c\x45lementState\x12\x1d\n\x19\x45LEMENT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_STATE_ABSENT\x10\x01\x12\x19\n\x15\x45LEMENT_STATE_CREATED\x10\x02\x12\x19\n\x15\x45LEMENT_STATE_RUNNING\x10\x03\x12\x17\n\x13\x45LEMENT_STATE_READY\x10\x04\x12\x17\n\x13\x45LEMENT_STATE_ENDED\x10\x05\x12\x18\n\x14\x45LEMENT_STATE_FAILED\x10\x06\x12\x16\n\x12\x45LEMENT_STATE_LOST\x10\x07*\x87\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_KIND_MAKE\x10\x01\x12\x16\n\x12\x43HANGE_KIND_REMOVE\x10\x02\x12\x17\n\x13\x43HANGE_KIND_REPLACE\x10\x03\x12\x15\n\x11\x43HANGE_KIND_START\x10\x04\x32\xec\x05\n\x11\x45xperimentService\x12\x35\n\x02Up\x12\x15.nestbed.v1.UpRequest\x1a\x16.nestbed.v1.UpResponse0\x01\x12;\n\x04\x44own\x12\x17.nestbed.v1.DownRequest\x1a\x18.nestbed.v1.DownResponse0\x01\x12T\n\rGetExperiment\x12 .nestbed.v1.GetExperimentRequest\x1a!.nestbed.v1.GetExperimentResponse\x12Z\n\x0fListExperiments\x12\".nestbed.v1.ListExperimentsRequest\x1a#.nestbed.v1.ListExperimentsResponse\x12W\n\x0e\x44iffExperiment\x12!.nestbed.v1.DiffExperimentRequest\x1a\".nestbed.v1.DiffExperimentResponse\x12W\n\x0eWaitExperiment\x12!.nestbed.v1.WaitExperimentRequest\x1a\".nestbed.v1.WaitExperimentResponse\x12\x45\n\x08SetLinks\x12\x1b.nestbed.v1.SetLinksRequest\x1a\x1c.nestbed.v1.SetLinksResponse\x12Y\n\x0e\x45xecInElements\x12!.nestbed.v1.ExecInElementsRequest\x1a\".nestbed.v1.ExecInElementsResponse0\x01\x12]\n\x10VerifyExperiment\x12#.nestbed.v1.VerifyExperimentRequest\x1a$.nestbed.v1.VerifyExperimentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nestbed.v1.experiment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPERIMENTSTATE']._serialized_start=2181
-  _globals['_EXPERIMENTSTATE']._serialized_end=2372
-  _globals['_ELEMENTSTATE']._serialized_start=2375
-  _globals['_ELEMENTSTATE']._serialized_end=2600
-  _globals['_CHANGEKIND']._serialized_start=2603
-  _globals['_CHANGEKIND']._serialized_end=2738
-  _globals['_TOPOLOGYFILE']._serialized_start=108
-  _globals['_TOPOLOGYFILE']._serialized_end=150
-  _globals['_ELEMENT']._serialized_start=153
-  _globals['_ELEMENT']._serialized_end=318
-  _globals['_EXPERIMENTNODE']._serialized_start=320
-  _globals['_EXPERIMENTNODE']._serialized_end=384
-  _globals['_EXPERIMENT']._serialized_start=387
-  _globals['_EXPERIMENT']._serialized_end=712
-  _globals['_ELEMENTPROGRESS']._serialized_start=714
-  _globals['_ELEMENTPROGRESS']._serialized_end=805
-  _globals['_UPREQUEST']._serialized_start=807
-  _globals['_UPREQUEST']._serialized_end=914
-  _globals['_UPRESPONSE']._serialized_start=916
-  _globals['_UPRESPONSE']._serialized_end=1019
-  _globals['_DOWNREQUEST']._serialized_start=1021
-  _globals['_DOWNREQUEST']._serialized_end=1069
-  _globals['_DOWNRESPONSE']._serialized_start=1071
-  _globals['_DOWNRESPONSE']._serialized_end=1176
-  _globals['_GETEXPERIMENTREQUEST']._serialized_start=1178
-  _globals['_GETEXPERIMENTREQUEST']._serialized_end=1220
-  _globals['_GETEXPERIMENTRESPONSE']._serialized_start=1222
-  _globals['_GETEXPERIMENTRESPONSE']._serialized_end=1289
-  _globals['_LISTEXPERIMENTSREQUEST']._serialized_start=1291
-  _globals['_LISTEXPERIMENTSREQUEST']._serialized_end=1315
-  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_start=1317
-  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_end=1387
-  _globals['_DIFFEXPERIMENTREQUEST']._serialized_start=1389
-  _globals['_DIFFEXPERIMENTREQUEST']._serialized_end=1494
-  _globals['_CHANGE']._serialized_start=1496
-  _globals['_CHANGE']._serialized_end=1584
-  _globals['_DIFFEXPERIMENTRESPONSE']._serialized_start=1586
-  _globals['_DIFFEXPERIMENTRESPONSE']._serialized_end=1647
-  _globals['_WAITEXPERIMENTREQUEST']._serialized_start=1649
-  _globals['_WAITEXPERIMENTREQUEST']._serialized_end=1692
-  _globals['_WAITEXPERIMENTRESPONSE']._serialized_start=1694
-  _globals['_WAITEXPERIMENTRESPONSE']._serialized_end=1762
-  _globals['_VERIFYEXPERIMENTREQUEST']._serialized_start=1764
-  _globals['_VERIFYEXPERIMENTREQUEST']._serialized_end=1809
-  _globals['_SETLINKSREQUEST']._serialized_start=1811
-  _globals['_SETLINKSREQUEST']._serialized_end=1875
-  _globals['_LINK']._serialized_start=1877
-  _globals['_LINK']._serialized_end=1943
-  _globals['_SETLINKSRESPONSE']._serialized_start=1945
-  _globals['_SETLINKSRESPONSE']._serialized_end=1996
-  _globals['_MEASUREDTIME']._serialized_start=1998
-  _globals['_MEASUREDTIME']._serialized_end=2068
-  _globals['_VERIFYEXPERIMENTRESPONSE']._serialized_start=2070
-  _globals['_VERIFYEXPERIMENTRESPONSE']._serialized_end=2178
-  _globals['_EXPERIMENTSERVICE']._serialized_start=2741
-  _globals['_EXPERIMENTSERVICE']._serialized_end=3398
+  _globals['_EXECINELEMENTSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_EXECINELEMENTSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_EXPERIMENTSTATE']._serialized_start=2552
+  _globals['_EXPERIMENTSTATE']._serialized_end=2743
+  _globals['_ELEMENTSTATE']._serialized_start=2746
+  _globals['_ELEMENTSTATE']._serialized_end=2971
+  _globals['_CHANGEKIND']._serialized_start=2974
+  _globals['_CHANGEKIND']._serialized_end=3109
+  _globals['_TOPOLOGYFILE']._serialized_start=136
+  _globals['_TOPOLOGYFILE']._serialized_end=178
+  _globals['_ELEMENT']._serialized_start=181
+  _globals['_ELEMENT']._serialized_end=346
+  _globals['_EXPERIMENTNODE']._serialized_start=348
+  _globals['_EXPERIMENTNODE']._serialized_end=412
+  _globals['_EXPERIMENT']._serialized_start=415
+  _globals['_EXPERIMENT']._serialized_end=740
+  _globals['_ELEMENTPROGRESS']._serialized_start=742
+  _globals['_ELEMENTPROGRESS']._serialized_end=833
+  _globals['_UPREQUEST']._serialized_start=835
+  _globals['_UPREQUEST']._serialized_end=942
+  _globals['_UPRESPONSE']._serialized_start=944
+  _globals['_UPRESPONSE']._serialized_end=1047
+  _globals['_DOWNREQUEST']._serialized_start=1049
+  _globals['_DOWNREQUEST']._serialized_end=1097
+  _globals['_DOWNRESPONSE']._serialized_start=1099
+  _globals['_DOWNRESPONSE']._serialized_end=1204
+  _globals['_GETEXPERIMENTREQUEST']._serialized_start=1206
+  _globals['_GETEXPERIMENTREQUEST']._serialized_end=1248
+  _globals['_GETEXPERIMENTRESPONSE']._serialized_start=1250
+  _globals['_GETEXPERIMENTRESPONSE']._serialized_end=1317
+  _globals['_LISTEXPERIMENTSREQUEST']._serialized_start=1319
+  _globals['_LISTEXPERIMENTSREQUEST']._serialized_end=1343
+  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_start=1345
+  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_end=1415
+  _globals['_DIFFEXPERIMENTREQUEST']._serialized_start=1417
+  _globals['_DIFFEXPERIMENTREQUEST']._serialized_end=1522
+  _globals['_CHANGE']._serialized_start=1524
+  _globals['_CHANGE']._serialized_end=1612
+  _globals['_DIFFEXPERIMENTRESPONSE']._serialized_start=1614
+  _globals['_DIFFEXPERIMENTRESPONSE']._serialized_end=1675
+  _globals['_WAITEXPERIMENTREQUEST']._serialized_start=1677
+  _globals['_WAITEXPERIMENTREQUEST']._serialized_end=1720
+  _globals['_WAITEXPERIMENTRESPONSE']._serialized_start=1722
+  _globals['_WAITEXPERIMENTRESPONSE']._serialized_end=1790
+  _globals['_VERIFYEXPERIMENTREQUEST']._serialized_start=1792
+  _globals['_VERIFYEXPERIMENTREQUEST']._serialized_end=1837
+  _globals['_SETLINKSREQUEST']._serialized_start=1839
+  _globals['_SETLINKSREQUEST']._serialized_end=1903
+  _globals['_LINK']._serialized_start=1905
+  _globals['_LINK']._serialized_end=1971
+  _globals['_SETLINKSRESPONSE']._serialized_start=1973
+  _globals['_SETLINKSRESPONSE']._serialized_end=2024
+  _globals['_EXECINELEMENTSREQUEST']._serialized_start=2027
+  _globals['_EXECINELEMENTSREQUEST']._serialized_end=2218
+  _globals['_EXECINELEMENTSREQUEST_LABELSENTRY']._serialized_start=2173
+  _globals['_EXECINELEMENTSREQUEST_LABELSENTRY']._serialized_end=2218
+  _globals['_EXECINELEMENTSRESPONSE']._serialized_start=2221
+  _globals['_EXECINELEMENTSRESPONSE']._serialized_end=2367
+  _globals['_MEASUREDTIME']._serialized_start=2369
+  _globals['_MEASUREDTIME']._serialized_end=2439
+  _globals['_VERIFYEXPERIMENTRESPONSE']._serialized_start=2441
+  _globals['_VERIFYEXPERIMENTRESPONSE']._serialized_end=2549
+  _globals['_EXPERIMENTSERVICE']._serialized_start=3112
+  _globals['_EXPERIMENTSERVICE']._serialized_end=3860
 # @@protoc_insertion_point(module_scope)

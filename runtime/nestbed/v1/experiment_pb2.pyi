@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nestbed.v1 import container_pb2 as _container_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -795,6 +796,102 @@ class SetLinksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetLinksResponse: _TypeAlias = SetLinksResponse  # noqa: Y015
+
+@_typing.final
+class ExecInElementsRequest(_message.Message):
+    """ExecInElementsRequest is a program, and where it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    experiment: _builtins.str
+    """The experiment's name."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only in elements whose containers have these labels; `nestbed.element` is an element's name."""
+
+    @_builtins.property
+    def start(self) -> _container_pb2.ExecStart:
+        """The program; container, standard input and terminal are not given."""
+
+    def __init__(
+        self,
+        *,
+        experiment: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        start: _container_pb2.ExecStart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "labels", b"labels", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecInElementsRequest: _TypeAlias = ExecInElementsRequest  # noqa: Y015
+
+@_typing.final
+class ExecInElementsResponse(_message.Message):
+    """ExecInElementsResponse is a piece of what comes of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENT_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    element: _builtins.str
+    """The element."""
+    stdout: _builtins.bytes
+    """Standard output."""
+    stderr: _builtins.bytes
+    """Standard error."""
+    failure: _builtins.str
+    """Why it could not be run, or what cut it short; nothing more comes of this element."""
+    @_builtins.property
+    def exit(self) -> _container_pb2.ExitStatus:
+        """How the program ended; nothing more comes of this element."""
+
+    def __init__(
+        self,
+        *,
+        element: _builtins.str = ...,
+        stdout: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        exit: _container_pb2.ExitStatus | None = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "failure", b"failure", "output", b"output", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["element", b"element", "exit", b"exit", "failure", b"failure", "output", b"output", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["stdout", "stderr", "exit", "failure"]  # noqa: Y015
+    _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
+
+Global___ExecInElementsResponse: _TypeAlias = ExecInElementsResponse  # noqa: Y015
 
 @_typing.final
 class MeasuredTime(_message.Message):

@@ -71,6 +71,11 @@ class ExperimentServiceStub:
                 request_serializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.FromString,
                 _registered_method=True)
+        self.ExecInElements = channel.unary_stream(
+                '/nestbed.v1.ExperimentService/ExecInElements',
+                request_serializer=nestbed_dot_v1_dot_experiment__pb2.ExecInElementsRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_experiment__pb2.ExecInElementsResponse.FromString,
+                _registered_method=True)
         self.VerifyExperiment = channel.unary_unary(
                 '/nestbed.v1.ExperimentService/VerifyExperiment',
                 request_serializer=nestbed_dot_v1_dot_experiment__pb2.VerifyExperimentRequest.SerializeToString,
@@ -132,6 +137,14 @@ class ExperimentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExecInElements(self, request, context):
+        """ExecInElements runs a program in all elements that run and have the labels, on all nodes, without input. If the caller goes away,
+        the programs are killed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyExperiment(self, request, context):
         """VerifyExperiment looks from inside every element and compares what it sees with what the files say.
         """
@@ -176,6 +189,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.SetLinks,
                     request_deserializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.SerializeToString,
+            ),
+            'ExecInElements': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExecInElements,
+                    request_deserializer=nestbed_dot_v1_dot_experiment__pb2.ExecInElementsRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_experiment__pb2.ExecInElementsResponse.SerializeToString,
             ),
             'VerifyExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyExperiment,
@@ -374,6 +392,33 @@ class ExperimentService:
             '/nestbed.v1.ExperimentService/SetLinks',
             nestbed_dot_v1_dot_experiment__pb2.SetLinksRequest.SerializeToString,
             nestbed_dot_v1_dot_experiment__pb2.SetLinksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecInElements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nestbed.v1.ExperimentService/ExecInElements',
+            nestbed_dot_v1_dot_experiment__pb2.ExecInElementsRequest.SerializeToString,
+            nestbed_dot_v1_dot_experiment__pb2.ExecInElementsResponse.FromString,
             options,
             channel_credentials,
             insecure,

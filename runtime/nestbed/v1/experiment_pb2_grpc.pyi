@@ -32,6 +32,10 @@ class ExperimentServiceStub:
     """WaitExperiment answers when the experiment is up and every element has become ready."""
     SetLinks: _aio.UnaryUnaryMultiCallable[_experiment_pb2.SetLinksRequest, _experiment_pb2.SetLinksResponse]
     """SetLinks plugs cables of an experiment in or out, on all its nodes. Idempotent. Up leaves them as they are."""
+    ExecInElements: _aio.UnaryStreamMultiCallable[_experiment_pb2.ExecInElementsRequest, _experiment_pb2.ExecInElementsResponse]
+    """ExecInElements runs a program in all elements that run and have the labels, on all nodes, without input. If the caller goes away,
+    the programs are killed.
+    """
     VerifyExperiment: _aio.UnaryUnaryMultiCallable[_experiment_pb2.VerifyExperimentRequest, _experiment_pb2.VerifyExperimentResponse]
     """VerifyExperiment looks from inside every element and compares what it sees with what the files say."""
 
@@ -95,6 +99,16 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_experiment_pb2.SetLinksRequest, _abc.Awaitable[_experiment_pb2.SetLinksResponse]],
     ) -> _abc.Awaitable[_experiment_pb2.SetLinksResponse]:
         """SetLinks plugs cables of an experiment in or out, on all its nodes. Idempotent. Up leaves them as they are."""
+
+    @_abc_1.abstractmethod
+    def ExecInElements(
+        self,
+        request: _experiment_pb2.ExecInElementsRequest,
+        context: _aio.ServicerContext[_experiment_pb2.ExecInElementsRequest, _abc.AsyncIterator[_experiment_pb2.ExecInElementsResponse]],
+    ) -> _abc.AsyncIterator[_experiment_pb2.ExecInElementsResponse]:
+        """ExecInElements runs a program in all elements that run and have the labels, on all nodes, without input. If the caller goes away,
+        the programs are killed.
+        """
 
     @_abc_1.abstractmethod
     def VerifyExperiment(

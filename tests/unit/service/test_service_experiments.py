@@ -19,6 +19,7 @@ from nestbed.node.rundir import RunDirectory
 from nestbed.service.server import ADMIN_SOCKET, serving
 from nestbed.testing.fake import FakeKernel, FakeRuntime
 from nestbed.testing.fake_plane import FakePlane
+from nestbed.v1 import container_pb2
 from nestbed.v1 import experiment_pb2 as api
 
 STREET = """\
@@ -317,3 +318,24 @@ async def test_cables_of_elements_and_lans(admin: Client) -> None:
 async def down_all(client: Client) -> None:
     for one in await client.list_experiments():
         await down(client, one.name)
+
+
+async def test_a_program_in_all_elements(admin: Client) -> None:
+    await up(admin)
+
+    async def run(*args: str, **labels: str) -> dict[str, list[object]]:
+        told: dict[str, list[object]] = {}
+        wanted = {f"nestbed.{key}": value for key, value in labels.items()}
+        async for piece in admin.exec_in_elements("street", container_pb2.ExecStart(args=args), labels=wanted):
+            value = getattr(piece, piece.WhichOneof("output") or "")
+            told.setdefault(piece.element, []).append(value.code if piece.HasField("exit") else value)
+        return told
+
+    assert await run("echo", "hi") == {key: [b"hi\n", 0] for key in ("server", "router", "bot1", "bot2", "bot3")}
+    assert await run("sh", "-c", "exit 3", element="bot1") == {"bot1": [3]}
+    assert "no-such-program" in str((await run("no-such-program", element="bot1"))["bot1"])
+    with pytest.raises(NotFound, match="no element of street"):
+        await run("echo", element="nobody")
+    with pytest.raises(InvalidArgument):
+        _ = [piece async for piece in admin.exec_in_elements("street", container_pb2.ExecStart(args=["cat"], stdin=True))]
+    await down_all(admin)
