@@ -74,6 +74,7 @@ VERBS: dict[str, Verb] = {
     "export containerlab": Verb("exchange", "make a containerlab file of a vtopo file"),
     "info": Verb("node", "tell what this node can and cannot do"),
     "audit": Verb("node", "compare the node's records with its kernel"),
+    "node ls": Verb("node", "list the node and those inside its virtual machines"),
     "node info": Verb("node", "the same as info"),
     "node events": Verb("node", "the same as events"),
     "node audit": Verb("node", "the same as audit"),
@@ -87,7 +88,7 @@ NOUNS: dict[str, str] = {
     "create": "make a container of a kind; nothing runs yet",
     "lan": "LANs: Ethernet segments that containers meet on",
     "links": "cables of an experiment's elements and LANs",
-    "node": "the machine that runs nestbedd",
+    "node": "the machine that runs nestbedd, and those inside it",
     "import": "make a vtopo file of another tool's",
     "export": "make another tool's file of a vtopo file",
 }

@@ -81,7 +81,7 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
     is_machine = kind == "qemu"
     fs, directory = ("", "") if is_machine else args.fs or ("", "")
     return api.ContainerSpec(
-        name=args.name,
+        name=f"{args.on}/{args.name}" if args.on else args.name,
         kind=api.ContainerKind.Value(f"CONTAINER_KIND_{kind.upper()}"),
         labels=dict(args.labels),
         hostname=args.hostname,
@@ -91,7 +91,7 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
         resources=resources(args),
         restart=restart(args),
         auto_remove=args.rm,
-        qemu=api.QemuSpec(append=args.append) if is_machine else None,
+        qemu=api.QemuSpec(append=args.append, node=args.node) if is_machine else None,
         process=api.ProcessSpec(
             args=args.program,
             env=environment(args, os.environ),

@@ -118,10 +118,11 @@ class ProcessSpec:
 class QemuSpec:
     """What is special to a virtual machine; what it runs stands in ProcessSpec, whose ``args`` may then be empty: it just stays up.
 
-    ``append`` is added to the command line of the guest's kernel.
+    ``append`` is added to the command line of the guest's kernel. With ``node`` nestbedd runs inside, as a node of its own.
     """
 
     append: str = ""
+    node: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,22 @@ class NodeInfo:
     kinds: tuple[Kind, ...]
     abilities: tuple[Ability, ...]
     underlays: tuple[str, ...] = ()
+    last_event: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NestedNode:
+    """A node inside a virtual machine, as the node outside has it: ``id``, ``name`` and ``labels`` are the machine's.
+
+    ``address`` is ``HOST:PORT`` at which it answers, or will; empty while that is not known.
+    """
+
+    id: str
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    is_running: bool
+    started_at: float
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,21 @@ class HostsAware(Protocol):
         ...
 
 
+NODE_CREDENTIALS = "node"
+"""The directory of a bundle with ``ca.pem``, ``node.pem`` and ``node.key``, by which the nestbedd inside a machine is known to the node;
+there before ``create``."""
+
+
+@runtime_checkable
+class Nesting(Protocol):
+    """A container in which nestbedd may run: a node of its own, if its spec says so."""
+
+    @property
+    def node_address(self) -> str:
+        """``HOST:PORT`` at which the node inside answers, or will; empty while that is not known, or if there is none."""
+        ...
+
+
 class PortHook(Protocol):
     """Told by the runtimes of the ports they make: the LAN plane is one. All are called in the event loop and take far less than 1 ms."""
 

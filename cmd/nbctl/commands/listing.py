@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbctl import output, select, text
 from nbctl.commands import Command
+from nbctl.commands.node import report_unreachable
 from nbctl.failure import OK
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nbctl.parser import Parser
     from nbctl.select import Target
     from nestbed.v1.container_pb2 import Container, ExitStatus
+    from nestbed.v1.node_pb2 import NodeFault
 
 COMMAND_CELLS = 32
 HEADINGS = ("NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "COMMAND", "AGE")
@@ -68,7 +70,8 @@ def _ps_options(parser: Parser) -> None:
 
 
 async def _ps(context: Context, args: Namespace) -> int:
-    found = await context.client.list_containers(labels=dict(args.labels))
+    unreachable: list[NodeFault] = []
+    found = await context.client.list_containers(labels=dict(args.labels), unreachable=unreachable)
     if args.names:
         found = select.choose(args.names, found, none_is_fine=True)
     elif not args.all:
@@ -78,6 +81,7 @@ async def _ps(context: Context, args: Namespace) -> int:
     else:
         width = None if args.no_trunc else output.width()
         output.show(context.output, found, lambda: text.table(HEADINGS, rows(found, now=time.time(), in_full=args.no_trunc), width=width))
+    report_unreachable(unreachable)
     return OK
 
 
@@ -107,7 +111,8 @@ COMMANDS = {
         _ps_options,
         _ps,
         "  nbctl ps\n  nbctl ps -a -l role=router\n  nbctl ps -a -o name\n  nbctl rm -f $(nbctl ps -aq)",
-        "EXIT is the last run's exit status as a shell shows it: ? if it is not known, ! if the program could not be started.",
+        "EXIT is the last run's exit status as a shell shows it: ? if it is not known, ! if the program could not be started.\n"
+        "What is on nodes inside virtual machines comes last, by its path; a node that does not answer is told on standard error.",
     ),
     "inspect": Command(
         select.add_options,

@@ -1,4 +1,4 @@
-"""Verbs about the node: info, events, audit, version."""
+"""Verbs about the node and those inside it: info, node ls, events, audit, version."""
 
 from __future__ import annotations
 
@@ -13,23 +13,78 @@ from nestbed import __version__
 from nestbed.errors import NestbedError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import Namespace, _ArgumentGroup
     from collections.abc import Iterable, Iterator
 
     from nbctl.context import Context
     from nbctl.parser import Parser
-    from nestbed.v1.node_pb2 import Ability, Event, NodeInfo
+    from nestbed.v1.node_pb2 import Ability, Event, NodeEntry, NodeFault, NodeInfo
+
+EXPERIMENT = "nestbed.experiment"
 
 
 def _no_options(_: Parser) -> None:
     """The verb has no options of its own."""
 
 
+def add_node_option(group: Parser | _ArgumentGroup, meaning: str) -> None:
+    """``--on NODE``: the path of a node inside a virtual machine, or the name of one."""
+    group.add_argument("--on", metavar="NODE", type=lambda path: path.strip("/"), default="", help=meaning)
+
+
+def _on_option(parser: Parser) -> None:
+    add_node_option(parser, "of the node inside this virtual machine, such as vm1 or vm1/vm2")
+
+
+def state(node: NodeEntry | NodeFault) -> str:
+    """The state of a node in a word: ``ready``."""
+    from nestbed.v1.node_pb2 import NodeState  # noqa: PLC0415 - loaded with the client
+
+    return NodeState.Name(node.state).removeprefix("NODE_STATE_").lower()
+
+
+def report_unreachable(faults: Iterable[NodeFault]) -> None:
+    """Tell of nodes that could not be asked; of one whose machine does not run there is nothing to tell."""
+    for fault in faults:
+        if state(fault) != "stopped":
+            report(f"node {fault.node} is {state(fault)}: {fault.detail}", "`nbctl node ls` shows when it is ready")
+
+
+# ---------------------------------------------------------------- ls
+
+HEADINGS = ("NODE", "ROLE", "STATE", "EXPERIMENT", "CONTAINERS", "RUNNING", "VERSION")
+
+
+def _role(node: NodeEntry) -> str:
+    """``node``: it only holds others; ``both``: its machine is also an element of an experiment; ``element``: that, and nobody answers."""
+    if not node.element:
+        return "node"
+    return "both" if state(node) == "ready" else "element"
+
+
+async def _ls(context: Context, _: Namespace) -> int:
+    nodes = await context.client.nodes()
+    rows = [
+        (
+            "  " * node.depth + node.name,
+            _role(node),
+            state(node),
+            node.labels.get(EXPERIMENT, "-"),
+            str(node.containers) if node.version else "-",
+            str(node.containers_running) if node.version else "-",
+            node.version or "-",
+        )
+        for node in nodes
+    ]
+    output.show(context.output, nodes, lambda: text.table(HEADINGS, rows, width=output.width()))
+    return OK
+
+
 # ---------------------------------------------------------------- info
 
 
-async def _info(context: Context, _: Namespace) -> int:
-    info = await context.client.info()
+async def _info(context: Context, args: Namespace) -> int:
+    info = await context.client.info(node=args.on)
     output.show(context.output, [info], lambda: _described(info, output.width() or 120), single=True)
     return OK
 
@@ -97,8 +152,9 @@ def _event_line(event: Event) -> str:
 # ---------------------------------------------------------------- audit
 
 
-async def _audit(context: Context, _: Namespace) -> int:
-    found = await context.client.audit()
+async def _audit(context: Context, args: Namespace) -> int:
+    found = await context.client.audit(node=args.on)
+    report_unreachable(found.unreachable)
     if context.output in {"json", "yaml"}:
         output.write(output.encode(context.output, output.plain(found)))
     elif context.output == "name":
@@ -114,8 +170,8 @@ async def _audit(context: Context, _: Namespace) -> int:
 # ---------------------------------------------------------------- metrics
 
 
-async def _metrics(context: Context, _: Namespace) -> int:
-    found = await context.client.metrics()
+async def _metrics(context: Context, args: Namespace) -> int:
+    found = await context.client.metrics(node=args.on)
     output.write(output.encode(context.output, {"text": found}) if context.output in {"json", "yaml"} else found)
     return OK
 
@@ -147,22 +203,35 @@ def _version_lines(versions: dict[str, Any]) -> Iterable[str]:
         yield text.escape(f"nestbedd {versions['node']}")
 
 
-_INFO = Command(_no_options, _info, "  nbctl info\n  nbctl info -o json", "Tells what the kernel lacks, and what that means for you.")
+_INFO = Command(
+    _on_option, _info, "  nbctl info\n  nbctl info --on vm1 -o json", "Tells what the kernel lacks, and what that means for you."
+)
 _EVENTS = Command(
     _event_options, _events, "  nbctl events\n  nbctl events --type 'container.*' -o json\n  nbctl events --history", "Ends with Ctrl-C."
 )
 _AUDIT = Command(
-    _no_options, _audit, "  nbctl audit", "Prints what is in the kernel only or in the records only, and ends with 1 if there is anything."
+    _on_option,
+    _audit,
+    "  nbctl audit\n  nbctl audit --on vm1",
+    "Prints what is in the kernel only or in the records only, of this node and all inside it, and ends with 1 if there is\n"
+    "anything. A node that does not answer is told on standard error.",
 )
 COMMANDS = {
     "info": _INFO,
     "events": _EVENTS,
     "audit": _AUDIT,
+    "node ls": Command(
+        _no_options,
+        _ls,
+        "  nbctl node ls\n  nbctl node ls -o json",
+        "ROLE tells whether a virtual machine with a node inside only holds others (node), belongs to an experiment as an\n"
+        "element and holds others (both), or is an element whose node does not answer (element).",
+    ),
     "node info": _INFO,
     "node events": _EVENTS,
     "node audit": _AUDIT,
     "node metrics": Command(
-        _no_options,
+        _on_option,
         _metrics,
         "  nbctl node metrics\n  nbctl node metrics >/var/lib/prometheus/node-exporter/nestbed.prom",
         "For the textfile collector of Prometheus' node exporter, or behind any web server.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nbctl import output, select, stream, terminal, values
 from nbctl.commands import Command
 from nbctl.commands.lifecycle import add_limit_options
+from nbctl.commands.node import add_node_option
 from nbctl.failure import BROKEN_PIPE, OK, OWN_FAILURE, Quit, Usage, report
 from nestbed.errors import Busy, NestbedError, NotFound, WrongState
 
@@ -48,6 +49,7 @@ def _shared_options(parser: Parser) -> argparse._ArgumentGroup:
     program = _program_options(parser)
     group = parser.add_argument_group("container")
     group.add_argument("--name", metavar="NAME", default="", help="unique on the node; made up unless given")
+    add_node_option(group, "make it on the node inside this virtual machine, such as vm1 or vm1/vm2; --name vm1/web means the same")
     group.add_argument("--rm", action="store_true", help="remove it when it has stopped for good")
     group.add_argument("--hostname", metavar="NAME", default="", help="host name inside (the container's name)")
     group.add_argument(
@@ -112,6 +114,9 @@ def _machine_options(parser: Parser) -> None:
     group = parser.add_argument_group("machine")
     _add_volume(group)
     group.add_argument("--append", metavar="TEXT", default="", help="added to the command line of the guest's kernel")
+    group.add_argument(
+        "--node", action="store_true", help="run nestbedd inside: a node of its own, for what is made with --on; admins only"
+    )
     add_limit_options(parser)
     parser.add_argument("program", nargs="...", metavar="CMD", help="program and arguments; without one the machine just stays up")
 
@@ -353,6 +358,7 @@ COMMANDS = {
         _run_machine,
         """\
   nbctl run qemu --name vm1 --lan lan0
+  nbctl run qemu --name vm1 --node && nbctl run process -d --on vm1 --name web --lan lan0 -- sleep 1000
   nbctl run qemu --rm --memory 1g --cpus 2 -- make -C /src check
   nbctl run qemu -it --rm --lan lan0 -- bash""",
         "With a command the machine boots, runs it, and ends with it, as a process does; nbctl ends with its exit\n"

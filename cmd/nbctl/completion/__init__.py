@@ -18,6 +18,7 @@ FILES = {"bash": "nbctl.bash", "zsh": "_nbctl"}
 _KIND_BY_METAVAR = {
     "CONTAINER": "containers",
     "LAN": "lans",
+    "NODE": "nodes",
     "LAN[,KEY=VALUE]...": "lans",
     "[reset|show] LAN": "impaired",
     "LAN|CONTAINER[:NIC]": "captured",
@@ -110,6 +111,7 @@ _nbctl_kind() {
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        nodes) _nbctl_fill -W "$(nbctl "${host[@]}" node ls -o name 2>/dev/null | tail -n +2)" ;;
         impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
         captured) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null; nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         files) compopt -o filenames; _nbctl_fill -f ;;
@@ -229,6 +231,12 @@ _nbctl_lans() {
     _describe -t lans LAN names "$@"
 }
 
+_nbctl_nodes() {
+    local -a names
+    names=(${(f)"$(nbctl $host node ls -o name 2>/dev/null | tail -n +2)"})
+    _describe -t nodes node names "$@"
+}
+
 _nbctl_impaired() {
     _alternative 'verbs:what to do:(reset show)' 'lans:LAN:_nbctl_lans'
 }
@@ -335,7 +343,7 @@ def _zsh_positional(kind: str, index: int, *, is_last: bool) -> str:
 
 _ZSH_ACTIONS = {
     "files": "_files",
-    **{kind: f"_nbctl_{kind}" for kind in ("containers", "lans", "paths", "impaired", "captured")},
+    **{kind: f"_nbctl_{kind}" for kind in ("containers", "lans", "nodes", "paths", "impaired", "captured")},
 }
 
 

@@ -9,6 +9,7 @@ _nbctl_kind() {
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
+        nodes) _nbctl_fill -W "$(nbctl "${host[@]}" node ls -o name 2>/dev/null | tail -n +2)" ;;
         impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
         captured) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null; nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
         files) compopt -o filenames; _nbctl_fill -f ;;
@@ -41,7 +42,7 @@ _nbctl() {
                     create) _nbctl_fill -W "process qemu" ;;
                     lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair up down stats" ;;
                     links) _nbctl_fill -W "up down" ;;
-                    node) _nbctl_fill -W "info events audit metrics" ;;
+                    node) _nbctl_fill -W "ls info events audit metrics" ;;
                     import) _nbctl_fill -W "topdl containerlab" ;;
                     export) _nbctl_fill -W "topdl containerlab" ;;
                 esac
@@ -52,10 +53,10 @@ _nbctl() {
     done
     case $verb in
         "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff links verify validate graph import export info audit node version completion") ;;
-        "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
-        "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
-        "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
-        "create qemu") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "create qemu") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "start") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "stop") options="-h --help -l --label -t --time -H --host -o --output" valued="-l --label -t --time -H --host -o --output" kinds=("containers") ;;
         "kill") options="-h --help -l --label -s --signal -H --host -o --output" valued="-l --label -s --signal -H --host -o --output" kinds=("containers") ;;
@@ -98,35 +99,40 @@ _nbctl() {
         "import containerlab") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
         "export topdl") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
         "export containerlab") options="-h --help --skip -H --host -o --output" valued="--skip -H --host -o --output" kinds=("files") ;;
-        "info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
-        "audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
-        "node info") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "info") options="-h --help --on -H --host -o --output" valued="--on -H --host -o --output" kinds=() ;;
+        "audit") options="-h --help --on -H --host -o --output" valued="--on -H --host -o --output" kinds=() ;;
+        "node ls") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "node info") options="-h --help --on -H --host -o --output" valued="--on -H --host -o --output" kinds=() ;;
         "node events") options="-h --help --history --after --type -H --host -o --output" valued="--after --type -H --host -o --output" kinds=() ;;
-        "node audit") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
-        "node metrics") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "node audit") options="-h --help --on -H --host -o --output" valued="--on -H --host -o --output" kinds=() ;;
+        "node metrics") options="-h --help --on -H --host -o --output" valued="--on -H --host -o --output" kinds=() ;;
         "version") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
         "completion") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("bash zsh") ;;
     esac
     case $verb:$previous in
         "run process:--env-file") _nbctl_kind "files"; return ;;
         "run process:-w" | "run process:--workdir") _nbctl_kind "files"; return ;;
+        "run process:--on") _nbctl_kind "nodes"; return ;;
         "run process:--lan") _nbctl_kind "lans"; return ;;
         "run process:--fs") _nbctl_kind "host host-ro overlay overlay= rootfs="; return ;;
         "run process:-v" | "run process:--volume") _nbctl_kind "files"; return ;;
         "run process:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
         "run qemu:--env-file") _nbctl_kind "files"; return ;;
         "run qemu:-w" | "run qemu:--workdir") _nbctl_kind "files"; return ;;
+        "run qemu:--on") _nbctl_kind "nodes"; return ;;
         "run qemu:--lan") _nbctl_kind "lans"; return ;;
         "run qemu:-v" | "run qemu:--volume") _nbctl_kind "files"; return ;;
         "run qemu:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
         "create process:--env-file") _nbctl_kind "files"; return ;;
         "create process:-w" | "create process:--workdir") _nbctl_kind "files"; return ;;
+        "create process:--on") _nbctl_kind "nodes"; return ;;
         "create process:--lan") _nbctl_kind "lans"; return ;;
         "create process:--fs") _nbctl_kind "host host-ro overlay overlay= rootfs="; return ;;
         "create process:-v" | "create process:--volume") _nbctl_kind "files"; return ;;
         "create process:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
         "create qemu:--env-file") _nbctl_kind "files"; return ;;
         "create qemu:-w" | "create qemu:--workdir") _nbctl_kind "files"; return ;;
+        "create qemu:--on") _nbctl_kind "nodes"; return ;;
         "create qemu:--lan") _nbctl_kind "lans"; return ;;
         "create qemu:-v" | "create qemu:--volume") _nbctl_kind "files"; return ;;
         "create qemu:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
@@ -151,6 +157,11 @@ _nbctl() {
         "graph:--on") _nbctl_kind "files"; return ;;
         "graph:--to") _nbctl_kind "files"; return ;;
         "graph:-o" | "graph:--output") _nbctl_kind "svg png dot mermaid"; return ;;
+        "info:--on") _nbctl_kind "nodes"; return ;;
+        "audit:--on") _nbctl_kind "nodes"; return ;;
+        "node info:--on") _nbctl_kind "nodes"; return ;;
+        "node audit:--on") _nbctl_kind "nodes"; return ;;
+        "node metrics:--on") _nbctl_kind "nodes"; return ;;
         *:-o | *:--output) _nbctl_fill -W "table json yaml name"; return ;;
         *:-H | *:--host) _nbctl_kind files; return ;;
     esac

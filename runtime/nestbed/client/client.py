@@ -109,14 +109,23 @@ class Client(ExperimentCalls):
         return (await self._call(self._containers.GetContainer, api.GetContainerRequest(container=container))).container
 
     async def list_containers(
-        self, *, names: Iterable[str] = (), labels: Mapping[str, str] | None = None, states: Iterable[api.ContainerState.ValueType] = ()
+        self,
+        *,
+        names: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        states: Iterable[api.ContainerState.ValueType] = (),
+        unreachable: list[node_pb2.NodeFault] | None = None,
     ) -> list[api.Container]:
-        """All containers that match (names are globs or prefixes of ids), oldest first, however many pages it takes."""
+        """All containers that match (names are globs or prefixes of ids), oldest first, however many pages it takes; then those of the
+        nodes inside virtual machines. Those nodes that could not be asked are added to ``unreachable``.
+        """
         request = api.ListContainersRequest(page_size=1000, names=names, labels=labels or {}, states=states)
         found: list[api.Container] = []
         while True:
             page = await self._call(self._containers.ListContainers, request)
             found.extend(page.containers)
+            if unreachable is not None:
+                unreachable.extend(page.unreachable)
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
@@ -312,9 +321,15 @@ class Client(ExperimentCalls):
 
     # ------------------------------------------------------------ node
 
-    async def info(self, *, with_abilities: bool = True) -> node_pb2.NodeInfo:
-        """What the node is and what its kernel can do; some of the latter takes seconds to find out."""
-        return (await self._call(self._node.GetInfo, node_pb2.GetInfoRequest(no_abilities=not with_abilities))).info
+    async def info(self, *, with_abilities: bool = True, node: str = "") -> node_pb2.NodeInfo:
+        """What the node, or the one inside the virtual machine ``node``, is and what its kernel can do; some of the latter takes seconds
+        to find out.
+        """
+        return (await self._call(self._node.GetInfo, node_pb2.GetInfoRequest(no_abilities=not with_abilities, node=node))).info
+
+    async def nodes(self) -> list[node_pb2.NodeEntry]:
+        """The node and those inside its virtual machines, to any depth, each before those inside it."""
+        return list((await self._call(self._node.ListNodes, node_pb2.ListNodesRequest())).nodes)
 
     async def events(
         self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False
@@ -324,13 +339,13 @@ class Client(ExperimentCalls):
         async for response in self._stream(self._node.WatchEvents(request)):
             yield response
 
-    async def audit(self) -> node_pb2.AuditResponse:
-        """Differences between the node's records and its kernel."""
-        return await self._call(self._node.Audit, node_pb2.AuditRequest())
+    async def audit(self, *, node: str = "") -> node_pb2.AuditResponse:
+        """Differences between the records and the kernel of the node and those inside it; only of one inside with ``node``."""
+        return await self._call(self._node.Audit, node_pb2.AuditRequest(node=node))
 
-    async def metrics(self) -> str:
-        """The counters of the node, its containers and LANs in Prometheus' text format."""
-        return (await self._call(self._node.GetMetrics, node_pb2.GetMetricsRequest())).text
+    async def metrics(self, *, node: str = "") -> str:
+        """The counters of the node, or one inside, its containers and LANs in Prometheus' text format."""
+        return (await self._call(self._node.GetMetrics, node_pb2.GetMetricsRequest(node=node))).text
 
     # ------------------------------------------------------------ calling
 

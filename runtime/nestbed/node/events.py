@@ -25,6 +25,11 @@ class Events:
         self._news = asyncio.Event()
         self._is_closed = False
 
+    @property
+    def last(self) -> int:
+        """The sequence number of the latest event; 0 before the first."""
+        return self._last
+
     def publish(self, kind: str, object_id: str, name: str, /, **attributes: object) -> None:
         """Add an event of type ``kind`` (``noun.verb``) that happens now."""
         self._last += 1

@@ -49,7 +49,7 @@ class Lifecycle:
         """The container, and whether this call made it."""
         check_request_id(request_id)
         request = check_container(request)
-        privilege.check_creation(request.process, admin=admin)
+        privilege.check_creation(request.process, request.qemu, admin=admin)
         digest = requests.digest(request, request_id)
         while (found := self._parts.registry.of_request(request_id)) is not None:
             requests.check_same(request_id, found.record.request_digest, digest)
@@ -60,13 +60,15 @@ class Lifecycle:
         if request.kind is Kind.QEMU and admin:
             request = replace(request, process=_with_testbed(request.process, self._parts.file_systems))
         spec = self._plan(request)
-        record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process)))
+        record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process, spec.qemu)))
         held = Held(record, self._parts.store.bundle(spec.id))
         self._parts.registry.add(held)
         try:
             async with held.changing(State.CREATING):
                 await runtime.validate(spec)
                 self._parts.store.make_bundle(record)
+                if spec.qemu is not None and spec.qemu.node:
+                    self._parts.authority.issue(held.bundle.path, spec.id)
                 await self._impairments.prepare(spec.nics)
                 held.container = await runtime.create(spec, held.bundle)
                 self._parts.store.mark_made(spec.id)

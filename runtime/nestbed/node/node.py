@@ -28,8 +28,9 @@ from nestbed.lanmodel import (
     Nic,
     NicSpec,
 )
-from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NodeInfo, State, Stats
-from nestbed.node import audit, bounds, logs, traffic, update
+from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NestedNode, NodeInfo, State, Stats
+from nestbed.node import audit, bounds, logs, nested, traffic, update
+from nestbed.node.authority import Authority
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.impairments import Impairments
@@ -75,7 +76,9 @@ class Node:
         self._node_id = node_id
         self._started_at = time.time()
         registry = Registry()
-        self._parts = Parts(registry, Store(state_dir), Events(), Operations(), HostsFiles(registry), plane, runtimes, file_systems)
+        authority = Authority(state_dir / "authority", name)
+        store, hosts = Store(state_dir), HostsFiles(registry)
+        self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems)
         self._impairments = Impairments(self._parts)
         self._lifecycle = Lifecycle(self._parts, self._impairments)
         self._lans = Lans(self._parts, self._impairments)
@@ -123,6 +126,23 @@ class Node:
         """The claimed state directory."""
         return self._state_dir
 
+    @property
+    def authority(self) -> Authority:
+        """What signs the certificates of the nodes inside, and this node's own for them."""
+        return self._parts.authority
+
+    def nested(self) -> list[NestedNode]:
+        """The nodes inside virtual machines of this one, oldest first."""
+        return [nested.view(held) for held in self._parts.registry if nested.is_node(held)]
+
+    def find_nested(self, ref: str) -> NestedNode:
+        """The node inside one machine.
+
+        Raises:
+            NotFound, InvalidArgument: no container, or several. WrongState: it is no node (reason NOT_A_NODE).
+        """
+        return nested.view(nested.check_node(self._find(ref)))
+
     def publish(self, kind: str, object_id: str, name: str, /, **attributes: object) -> None:
         """Tell those who watch of something that happened to what is not the node's own, such as an experiment."""
         self._parts.events.publish(kind, object_id, name, **attributes)
@@ -149,6 +169,7 @@ class Node:
             kinds=tuple(parts.runtimes),
             abilities=tuple(abilities),
             underlays=tuple(underlay.name for underlay in parts.plane.underlays()),
+            last_event=parts.events.last,
         )
 
     def watch(self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False) -> AsyncIterator[tuple[Event, int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from nestbed.errors import Unsupported, WrongState
 from nestbed.lan.plane import LanPlane
 from nestbed.model import Kind
+from nestbed.node.authority import Authority
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.operations import Operations
@@ -31,6 +32,7 @@ class Parts:
     hosts: HostsFiles
     plane: LanPlane
     runtimes: Mapping[Kind, Runtime]
+    authority: Authority
     file_systems: tuple[str, ...] = ()
     """Directories of the testbed."""
     lans_changing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -108,6 +108,7 @@ LEAST_ROLES: Mapping[str, Role] = {
     _NODE + "WatchEvents": Role.VIEWER,
     _NODE + "Audit": Role.OPERATOR,
     _NODE + "GetMetrics": Role.VIEWER,
+    _NODE + "ListNodes": Role.VIEWER,
     _EXPERIMENTS + "Up": Role.OPERATOR,
     _EXPERIMENTS + "Down": Role.OPERATOR,
     _EXPERIMENTS + "GetExperiment": Role.VIEWER,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from nestbed.errors import InvalidArgument
 from nestbed.model import ContainerView
+from nestbed.nesting import naming
+from nestbed.nesting.branches import Branch
+from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
 from nestbed.service import convert, present, terminals
 from nestbed.service.authorize import caller
@@ -15,14 +19,17 @@ from nestbed.service.streams import closing, ticks
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1.container_pb2_grpc import ContainerServiceServicer
 
+LIST = "/nestbed.v1.ContainerService/ListContainers"
+STATS = "/nestbed.v1.ContainerService/GetStats"
 COPY_RESPONSE_BYTES = 256 * 1024
 
 
 class Containers(ContainerServiceServicer):
     """The containers of one node; every method's meaning stands in ``container.proto``."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, forward: Forward) -> None:
         self._node = node
+        self._forward = forward
 
     async def CreateContainer(self, request: api.CreateContainerRequest, context: Any) -> api.CreateContainerResponse:
         admin = caller().is_admin
@@ -34,10 +41,13 @@ class Containers(ContainerServiceServicer):
         return api.GetContainerResponse(container=present.container(self._node.container(request.container)))
 
     async def ListContainers(self, request: api.ListContainersRequest, context: Any) -> api.ListContainersResponse:
+        if naming.SEPARATOR in request.page_token:
+            return await self._forward.page(LIST, request, api.ListContainersResponse(), caller().role.label)
         states = convert.states(request.states)
-        found = self._node.containers(names=tuple(request.names), labels=convert.pairs(request.labels), states=states)
+        names, labels = naming.own_share(request.names), convert.pairs(request.labels)
+        found = [] if names is None else self._node.containers(names=tuple(names), labels=labels, states=states)
         containers, token = page(found, size=request.page_size, token=request.page_token, place=_place, present=present.container)
-        return api.ListContainersResponse(containers=containers, next_page_token=token)
+        return api.ListContainersResponse(containers=containers, next_page_token=token or self._forward.next_page(request.names))
 
     async def StartContainer(self, request: api.StartContainerRequest, context: Any) -> api.StartContainerResponse:
         return api.StartContainerResponse(container=present.container(await self._node.start(request.container)))
@@ -73,9 +83,16 @@ class Containers(ContainerServiceServicer):
                     yield response
 
     async def GetStats(self, request: api.GetStatsRequest, context: Any) -> AsyncIterator[api.GetStatsResponse]:
+        names = naming.own_share(request.containers)
         async for _ in ticks(convert.interval(request)):
-            found = await self._node.stats(tuple(request.containers))
-            yield api.GetStatsResponse(stats=[present.stats(view, used) for view, used in found])
+            found = [] if names is None else await self._node.stats(tuple(names))
+            response = api.GetStatsResponse(stats=[present.stats(view, used) for view, used in found])
+            answers, _ = await self._forward.gather(
+                STATS, partial(_stats_inside, request), caller().role.label, must_answer=bool(request.containers)
+            )
+            for branch, answer in answers:
+                response.stats.extend(naming.prefix(answer, branch.name, branch.id).stats)
+            yield response
 
     async def UpdateContainer(self, request: api.UpdateContainerRequest, context: Any) -> api.UpdateContainerResponse:
         view = await self._node.update(request.container, convert.change(request), admin=caller().is_admin)
@@ -104,6 +121,12 @@ async def _data(requests: AsyncIterator[api.CopyToRequest]) -> AsyncIterator[byt
         if request.WhichOneof("input") != "data":
             raise InvalidArgument("only data may follow `start`", reason="BAD_STREAM", remedy="send one `start`, then `data`")
         yield request.data
+
+
+def _stats_inside(request: api.GetStatsRequest, branch: Branch) -> api.GetStatsRequest | None:
+    """What a node inside is asked for of ``request``."""
+    names = naming.share_of(request.containers, branch.name, branch.id)
+    return None if names is None else api.GetStatsRequest(containers=names)
 
 
 def _place(view: ContainerView) -> Place:

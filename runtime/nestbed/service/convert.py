@@ -70,7 +70,7 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         gateway=spec.gateway,
         hosts=spec.hosts,
         auto_remove=spec.auto_remove,
-        qemu=model.QemuSpec(append=spec.qemu.append) if kind is Kind.QEMU else None,
+        qemu=model.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if kind is Kind.QEMU else None,
     )
 
 

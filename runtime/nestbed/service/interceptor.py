@@ -16,8 +16,10 @@ from grpc import StatusCode, aio
 
 from nestbed.errors import InvalidArgument, Unavailable
 from nestbed.log import bound, fields
+from nestbed.nesting import naming
+from nestbed.nesting.forward import CALL_SECONDS, Forward, Route, route
 from nestbed.service.admission import Admission
-from nestbed.service.authorize import LEAST_ROLES, Caller, Role, authorize, calling
+from nestbed.service.authorize import LEAST_ROLES, Caller, Role, authorize, caller, calling
 from nestbed.service.identity import Identify
 from nestbed.service.status import cause, refusal
 from nestbed.service.streams import closing
@@ -55,14 +57,15 @@ _MALFORMED = _Malformed()
 
 
 class Guard(Interceptor):
-    """Around every method: log fields, authorisation, admission, errors -> statuses.
+    """Around every method: log fields, authorisation, admission, errors -> statuses; and calls for nodes inside are passed on.
 
     Methods without a rule are refused. A client that goes away, or whose deadline passes, cancels the task of its call.
     """
 
-    def __init__(self, identify: Identify, admission: Admission) -> None:
+    def __init__(self, identify: Identify, admission: Admission, forward: Forward) -> None:
         self._identify = identify
         self._admission = admission
+        self._forward = forward
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._long_tasks: set[asyncio.Task[Any]] = set()
         self._is_draining = False
@@ -90,7 +93,9 @@ class Guard(Interceptor):
         behaviour: Any = handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
         serve = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
         is_long = handler.request_streaming or handler.response_streaming or method in LONG_CALLS
-        admit = self._long if is_long else self._short
+        passed = route(method)
+        if passed is not None:
+            serve = _passing(self._forward, passed, serve, CALL_SECONDS if method not in LONG_CALLS else None)
         level = logging.INFO if LEAST_ROLES.get(method, Role.ADMIN) > Role.VIEWER else logging.DEBUG
 
         async def guarded(request: Any, context: Context) -> Any:
@@ -100,6 +105,8 @@ class Guard(Interceptor):
                     who = self._identify(context)
                     with bound(caller=who.name, pid=who.pid), calling(who):
                         authorize(method, who)
+                        is_elsewhere = passed is not None and not is_long and bool(_head_of(request))
+                        admit = self._long if is_long or is_elsewhere else self._short
                         answer = await admit(serve, _checked(request), context, who)
                         logger.log(level, "call answered", extra=fields(ms=_ms_since(began)))
                         return answer
@@ -162,6 +169,40 @@ def _writing(behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Serve:
                 await context.write(response)
 
     return serve
+
+
+def _passing(forward: Forward, passed: Route, serve: Serve, seconds: float | None) -> Serve:
+    """Serve what is for the node itself, and pass on what is for a node inside: at most for ``seconds``, if it has one answer."""
+
+    async def serve_or_pass(request: Any, context: Context) -> Any:
+        head, role = "", caller().role.label
+        if passed.has_request_stream:
+            first = await anext(request, None)
+            head = naming.head_of(first) if first is not None else ""
+            request = _with_first(first, request)
+        else:
+            head = naming.head_of(request)
+        if not head:
+            return await serve(request, context)
+        if not passed.has_response_stream:
+            return await forward.unary(passed, head, request, role, seconds)
+        async with closing(forward.stream(passed, head, request, role)) as responses:
+            async for response in responses:
+                await context.write(response)
+        return None
+
+    return serve_or_pass
+
+
+async def _with_first(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    if first is not None:
+        yield first
+    async for request in rest:
+        yield request
+
+
+def _head_of(request: Any) -> str:
+    return "" if isinstance(request, _Malformed) else naming.head_of(request)
 
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -7,19 +7,25 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from nestbed.model import State
+from nestbed.nesting import naming
+from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
-from nestbed.service import metrics, present
+from nestbed.service import metrics, nodes, present
 from nestbed.service.authorize import caller
 from nestbed.service.streams import closing
 from nestbed.v1 import node_pb2 as api
 from nestbed.v1.node_pb2_grpc import NodeServiceServicer
 
+AUDIT = "/nestbed.v1.NodeService/Audit"
+NODES = "/nestbed.v1.NodeService/ListNodes"
+
 
 class NodeInformation(NodeServiceServicer):
     """One node; every method's meaning stands in ``node.proto``."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, forward: Forward) -> None:
         self._node = node
+        self._forward = forward
 
     async def GetInfo(self, request: api.GetInfoRequest, context: Any) -> api.GetInfoResponse:
         info = await self._node.info(with_abilities=not request.no_abilities)
@@ -33,7 +39,19 @@ class NodeInformation(NodeServiceServicer):
 
     async def Audit(self, request: api.AuditRequest, context: Any) -> api.AuditResponse:
         found, objects = await self._node.audit()
-        return api.AuditResponse(leftovers=present.leftovers(found), objects=objects)
+        response = api.AuditResponse(leftovers=present.leftovers(found), objects=objects)
+        answers, faults = await self._forward.gather(AUDIT, lambda _: api.AuditRequest(), caller().role.label)
+        for branch, answer in answers:
+            response.MergeFrom(naming.prefix(answer, branch.name, branch.id))
+            response.objects = objects = objects + answer.objects
+        response.unreachable.extend(fault for fault in faults if fault.state != api.NODE_STATE_STOPPED)
+        return response
+
+    async def ListNodes(self, request: api.ListNodesRequest, context: Any) -> api.ListNodesResponse:
+        info = present.node_info(await self._node.info(with_abilities=False), role=caller().role.label)
+        own = api.NodeEntry(name=info.name, state=api.NODE_STATE_READY)
+        answers, faults = await self._forward.gather(NODES, lambda _: api.ListNodesRequest(), caller().role.label)
+        return api.ListNodesResponse(nodes=[nodes.filled(own, info), *nodes.inside(self._node.nested(), answers, faults)])
 
     async def GetMetrics(self, request: api.GetMetricsRequest, context: Any) -> api.GetMetricsResponse:
         states: Counter[State] = Counter(view.status.state for view in self._node.containers())

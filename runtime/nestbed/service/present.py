@@ -55,7 +55,7 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         restart=api.RestartPolicy(mode=_RESTART_MODES[spec.restart.mode], max_retries=spec.restart.max_retries),
         auto_remove=spec.auto_remove,
         process=_process(spec.process),
-        qemu=api.QemuSpec(append=spec.qemu.append) if spec.qemu is not None else None,
+        qemu=api.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if spec.qemu is not None else None,
     )
 
 
@@ -302,6 +302,7 @@ def node_info(info: model.NodeInfo, *, role: str) -> node_pb2.NodeInfo:
         kinds=[kind.value for kind in info.kinds],
         role=role,
         underlays=info.underlays,
+        last_event=info.last_event,
     )
 
 

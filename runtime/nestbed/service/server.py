@@ -25,6 +25,8 @@ from nestbed.experiment.experiments import Experiments
 from nestbed.experiment.fleet import connector
 from nestbed.linux import mount
 from nestbed.log import fields
+from nestbed.nesting.branches import Branches
+from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
 from nestbed.service.admission import Admission
 from nestbed.service.authorize import Role
@@ -102,16 +104,23 @@ class Server:
     """One grpc.aio server of the node with its own admission; every caller is told apart by ``identify``."""
 
     def __init__(
-        self, node: Node, identify: Identify, experiments: Experiments, *, has_reflection: bool, admission: Admission | None = None
+        self,
+        node: Node,
+        forward: Forward,
+        identify: Identify,
+        experiments: Experiments,
+        *,
+        has_reflection: bool,
+        admission: Admission | None = None,
     ) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_CALLERS_GONE)
-        self._guard = Guard(identify, admission or Admission())
+        self._guard = Guard(identify, admission or Admission(), forward)
         self._health = Health(SERVICES)
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)
-        container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node), self.grpc)
+        container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node, forward), self.grpc)
         experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(ExperimentCalls(experiments), self.grpc)
-        lan_pb2_grpc.add_LanServiceServicer_to_server(Lans(node), self.grpc)
-        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeInformation(node), self.grpc)
+        lan_pb2_grpc.add_LanServiceServicer_to_server(Lans(node, forward), self.grpc)
+        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeInformation(node, forward), self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if has_reflection:
             reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), self.grpc)
@@ -138,12 +147,15 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
         gates: list[Gate] = []
         servers: list[Server] = []
         experiments = experiments_of(node, run_dir, tls)
+        branches = Branches(node)
+        forward = Forward(branches)
+        stack.push_async_callback(branches.aclose)
         stack.callback(_close, gates)
         stack.push_async_callback(_stop, servers)
         stack.callback(_shut, gates)
         connections = connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         for door in (_Door(ADMIN_SOCKET, Role.ADMIN, 0o600, 0), _Door(OPERATOR_SOCKET, Role.OPERATOR, 0o660, _operator_group())):
-            server = Server(node, behind_gate(door.role), experiments, has_reflection=door.role is not Role.ADMIN)
+            server = Server(node, forward, behind_gate(door.role), experiments, has_reflection=door.role is not Role.ADMIN)
             server.grpc.add_insecure_port(f"unix:/proc/self/fd/{inner}/{door.role.label}")
             servers.append(server)
             gates.append(
@@ -158,10 +170,11 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
             )
         addresses = [f"unix://{run_dir / ADMIN_SOCKET}", f"unix://{run_dir / OPERATOR_SOCKET}"]
         if listen:
-            servers.append(Server(node, by_certificate, experiments, has_reflection=True))
+            servers.append(Server(node, forward, by_certificate, experiments, has_reflection=True))
             addresses += _bind_tcp(servers[-1], listen, tls)
         for server in servers:
             await server.grpc.start()
+        branches.open()
         for gate in gates:  # last: whoever connects is served
             gate.open()
         stack.push_async_callback(experiments.aclose)

@@ -141,7 +141,8 @@ class FakeRuntime:
         extra = [Leftover("extra", "link", name) for name in self.kernel.links if name not in wanted]
         missing = [Leftover("missing", "link", name) for name in wanted if name not in self.kernel.links]
         ids = {container.id for container in known}
-        return [*extra, *missing, *(Leftover("extra", "process", name) for name in self.kernel.containers if name not in ids)]
+        strays = (container.id for container in self.kernel.containers.values() if container.kind is self._kind)
+        return [*extra, *missing, *(Leftover("extra", "process", name) for name in strays if name not in ids)]
 
 
 class FakeContainer:
@@ -151,6 +152,7 @@ class FakeContainer:
         self.listener: StatusListener | None = None
         self.nics: dict[str, Nic] = {}
         self.hosts = ""
+        self.node_address = ""
         self.resources = spec.resources
         self.files = FakeFiles()
         self.is_rebooted = has_run
@@ -167,6 +169,11 @@ class FakeContainer:
         self._supervisor: asyncio.Task[None] | None = None
         self._stop_asked = asyncio.Event()
         self._is_destroyed = False
+
+    @property
+    def kind(self) -> Kind:
+        """Of the runtime that made it."""
+        return self._spec.kind
 
     @property
     def id(self) -> str:

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nestbed.v1 import node_pb2 as _node_pb2
 from nestbed.v1 import traffic_pb2 as _traffic_pb2
 import builtins as _builtins
 import sys
@@ -587,7 +588,9 @@ class ContainerSpec(_message.Message):
     QEMU_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`; made up if empty."""
+    """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`; made up if empty. `vm1/web` is made on the node inside `vm1`, `vm1/` there with a
+    name that is made up.
+    """
     kind: Global___ContainerKind.ValueType
     """What implements it."""
     hostname: _builtins.str
@@ -660,16 +663,20 @@ class QemuSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     APPEND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     append: _builtins.str
     """Added to the command line of the guest's kernel."""
+    node: _builtins.bool
+    """Whether nestbedd runs inside: a node of its own, whose containers are reached by paths such as `vm1/web`. Needs the admin role."""
     def __init__(
         self,
         *,
         append: _builtins.str = ...,
+        node: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -941,7 +948,9 @@ class ListContainersRequest(_message.Message):
 
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only those whose name matches one of these globs, or whose id begins with one; empty is all."""
+        """Only those whose name matches one of these globs, or whose id begins with one; empty is all. A glob matches within one part of a
+        path: `*` is what the node itself has, `vm1/*` what the node inside `vm1` has.
+        """
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ContainerState.ValueType]:
@@ -972,21 +981,27 @@ class ListContainersResponse(_message.Message):
 
     CONTAINERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty on the last."""
     @_builtins.property
     def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]:
         """The containers."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.NodeFault]:
+        """Nodes inside virtual machines that could not be asked."""
+
     def __init__(
         self,
         *,
         containers: _abc.Iterable[Global___Container] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_node_pb2.NodeFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ContainerServiceStub:
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id.
+    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id; or a path
+    of these, for a container of a node inside a virtual machine: `vm1/web`.
     """
 
     def __init__(self, channel):
@@ -123,7 +124,8 @@ class ContainerServiceStub:
 
 
 class ContainerServiceServicer:
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id.
+    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id; or a path
+    of these, for a container of a node inside a virtual machine: `vm1/web`.
     """
 
     def CreateContainer(self, request, context):
@@ -142,7 +144,7 @@ class ContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListContainers(self, request, context):
-        """ListContainers gives containers by page, oldest first.
+        """ListContainers gives containers by page, oldest first; after the node's own those of the nodes inside its virtual machines.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -344,7 +346,8 @@ def add_ContainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ContainerService:
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id.
+    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id; or a path
+    of these, for a container of a node inside a virtual machine: `vm1/web`.
     """
 
     @staticmethod

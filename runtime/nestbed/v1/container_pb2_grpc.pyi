@@ -13,7 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ContainerServiceStub:
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id."""
+    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id; or a path
+    of these, for a container of a node inside a virtual machine: `vm1/web`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.CreateContainerRequest, _container_pb2.CreateContainerResponse]
@@ -23,7 +25,7 @@ class ContainerServiceStub:
     GetContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.GetContainerRequest, _container_pb2.GetContainerResponse]
     """GetContainer gives one container."""
     ListContainers: _aio.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]
-    """ListContainers gives containers by page, oldest first."""
+    """ListContainers gives containers by page, oldest first; after the node's own those of the nodes inside its virtual machines."""
     StartContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StartContainerRequest, _container_pb2.StartContainerResponse]
     """StartContainer runs the program; it answers when the program has been executed."""
     StopContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.StopContainerRequest, _container_pb2.StopContainerResponse]
@@ -56,7 +58,9 @@ class ContainerServiceStub:
     """CopyTo unpacks a tar archive inside. The first request holds `start`."""
 
 class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id."""
+    """ContainerService runs containers of every kind. `container` fields in requests take an id, a name, or a unique prefix of an id; or a path
+    of these, for a container of a node inside a virtual machine: `vm1/web`.
+    """
 
     @_abc_1.abstractmethod
     def CreateContainer(
@@ -82,7 +86,7 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _container_pb2.ListContainersRequest,
         context: _aio.ServicerContext[_container_pb2.ListContainersRequest, _abc.Awaitable[_container_pb2.ListContainersResponse]],
     ) -> _abc.Awaitable[_container_pb2.ListContainersResponse]:
-        """ListContainers gives containers by page, oldest first."""
+        """ListContainers gives containers by page, oldest first; after the node's own those of the nodes inside its virtual machines."""
 
     @_abc_1.abstractmethod
     def StartContainer(

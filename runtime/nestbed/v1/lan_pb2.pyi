@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from nestbed.v1 import container_pb2 as _container_pb2
+from nestbed.v1 import node_pb2 as _node_pb2
 from nestbed.v1 import traffic_pb2 as _traffic_pb2
 import builtins as _builtins
 import sys
@@ -471,21 +472,27 @@ class ListLansResponse(_message.Message):
 
     LANS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty on the last."""
     @_builtins.property
     def lans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lan]:
         """The LANs."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.NodeFault]:
+        """Nodes inside virtual machines that could not be asked."""
+
     def __init__(
         self,
         *,
         lans: _abc.Iterable[Global___Lan] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_node_pb2.NodeFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lans", b"lans", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lans", b"lans", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

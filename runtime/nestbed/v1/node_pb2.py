@@ -23,43 +23,68 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from nestbed.v1 import naming_pb2 as nestbed_dot_v1_dot_naming__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nestbed/v1/node.proto\x12\nnestbed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"O\n\x07\x41\x62ility\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x13\n\x0b\x63onsequence\x18\x04 \x01(\t\"\xd3\x02\n\x08NodeInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07run_dir\x18\x07 \x01(\t\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x12\n\ncontainers\x18\t \x01(\r\x12\x1a\n\x12\x63ontainers_running\x18\n \x01(\r\x12\x0c\n\x04lans\x18\x0b \x01(\r\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\tabilities\x18\r \x03(\x0b\x32\x13.nestbed.v1.Ability\x12\r\n\x05kinds\x18\x0e \x03(\t\x12\x0c\n\x04role\x18\x0f \x01(\t\x12\x11\n\tunderlays\x18\x10 \x03(\t\"&\n\x0eGetInfoRequest\x12\x14\n\x0cno_abilities\x18\x01 \x01(\x08\"5\n\x0fGetInfoResponse\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.nestbed.v1.NodeInfo\"\xd5\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x35\n\nattributes\x18\x06 \x03(\x0b\x32!.nestbed.v1.Event.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x12WatchEventsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\x12\r\n\x05types\x18\x02 \x03(\t\x12\x0f\n\x07history\x18\x03 \x01(\x08\"H\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.nestbed.v1.Event\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\"G\n\x08Leftover\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x0e\n\x0c\x41uditRequest\"I\n\rAuditResponse\x12\'\n\tleftovers\x18\x01 \x03(\x0b\x32\x14.nestbed.v1.Leftover\x12\x0f\n\x07objects\x18\x02 \x01(\r\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xae\x02\n\x0bNodeService\x12\x42\n\x07GetInfo\x12\x1a.nestbed.v1.GetInfoRequest\x1a\x1b.nestbed.v1.GetInfoResponse\x12P\n\x0bWatchEvents\x12\x1e.nestbed.v1.WatchEventsRequest\x1a\x1f.nestbed.v1.WatchEventsResponse0\x01\x12<\n\x05\x41udit\x12\x18.nestbed.v1.AuditRequest\x1a\x19.nestbed.v1.AuditResponse\x12K\n\nGetMetrics\x12\x1d.nestbed.v1.GetMetricsRequest\x1a\x1e.nestbed.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nestbed/v1/node.proto\x12\nnestbed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17nestbed/v1/naming.proto\"O\n\x07\x41\x62ility\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x13\n\x0b\x63onsequence\x18\x04 \x01(\t\"\xe7\x02\n\x08NodeInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07run_dir\x18\x07 \x01(\t\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x12\n\ncontainers\x18\t \x01(\r\x12\x1a\n\x12\x63ontainers_running\x18\n \x01(\r\x12\x0c\n\x04lans\x18\x0b \x01(\r\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\tabilities\x18\r \x03(\x0b\x32\x13.nestbed.v1.Ability\x12\r\n\x05kinds\x18\x0e \x03(\t\x12\x0c\n\x04role\x18\x0f \x01(\t\x12\x11\n\tunderlays\x18\x10 \x03(\t\x12\x12\n\nlast_event\x18\x11 \x01(\x04\":\n\x0eGetInfoRequest\x12\x14\n\x0cno_abilities\x18\x01 \x01(\x08\x12\x12\n\x04node\x18\x02 \x01(\tB\x04\xd8\xce\x18\x03\"5\n\x0fGetInfoResponse\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.nestbed.v1.NodeInfo\"\xd5\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x35\n\nattributes\x18\x06 \x03(\x0b\x32!.nestbed.v1.Event.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x12WatchEventsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\x12\r\n\x05types\x18\x02 \x03(\t\x12\x0f\n\x07history\x18\x03 \x01(\x08\"H\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.nestbed.v1.Event\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\"M\n\x08Leftover\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\x04name\x18\x03 \x01(\tB\x04\xd8\xce\x18\x01\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\"\n\x0c\x41uditRequest\x12\x12\n\x04node\x18\x01 \x01(\tB\x04\xd8\xce\x18\x03\"u\n\rAuditResponse\x12\'\n\tleftovers\x18\x01 \x03(\x0b\x32\x14.nestbed.v1.Leftover\x12\x0f\n\x07objects\x18\x02 \x01(\r\x12*\n\x0bunreachable\x18\x03 \x03(\x0b\x32\x15.nestbed.v1.NodeFault\"\'\n\x11GetMetricsRequest\x12\x12\n\x04node\x18\x01 \x01(\tB\x04\xd8\xce\x18\x03\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"U\n\tNodeFault\x12\x12\n\x04node\x18\x01 \x01(\tB\x04\xd8\xce\x18\x01\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.nestbed.v1.NodeState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x12\n\x10ListNodesRequest\"\x9e\x02\n\tNodeEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.nestbed.v1.NodeState\x12\x0f\n\x07\x65lement\x18\x03 \x01(\x08\x12\x31\n\x06labels\x18\x04 \x03(\x0b\x32!.nestbed.v1.NodeEntry.LabelsEntry\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\n\n\x02id\x18\x06 \x01(\t\x12\x12\n\ncontainers\x18\x07 \x01(\r\x12\x1a\n\x12\x63ontainers_running\x18\x08 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\r\n\x05\x64\x65pth\x18\n \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.nestbed.v1.NodeEntry*\x84\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_STOPPED\x10\x01\x12\x16\n\x12NODE_STATE_BOOTING\x10\x02\x12\x14\n\x10NODE_STATE_READY\x10\x03\x12\x15\n\x11NODE_STATE_SILENT\x10\x04\x32\xf8\x02\n\x0bNodeService\x12\x42\n\x07GetInfo\x12\x1a.nestbed.v1.GetInfoRequest\x1a\x1b.nestbed.v1.GetInfoResponse\x12P\n\x0bWatchEvents\x12\x1e.nestbed.v1.WatchEventsRequest\x1a\x1f.nestbed.v1.WatchEventsResponse0\x01\x12<\n\x05\x41udit\x12\x18.nestbed.v1.AuditRequest\x1a\x19.nestbed.v1.AuditResponse\x12K\n\nGetMetrics\x12\x1d.nestbed.v1.GetMetricsRequest\x1a\x1e.nestbed.v1.GetMetricsResponse\x12H\n\tListNodes\x12\x1c.nestbed.v1.ListNodesRequest\x1a\x1d.nestbed.v1.ListNodesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nestbed.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETINFOREQUEST'].fields_by_name['node']._loaded_options = None
+  _globals['_GETINFOREQUEST'].fields_by_name['node']._serialized_options = b'\330\316\030\003'
   _globals['_EVENT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_EVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_ABILITY']._serialized_start=70
-  _globals['_ABILITY']._serialized_end=149
-  _globals['_NODEINFO']._serialized_start=152
-  _globals['_NODEINFO']._serialized_end=491
-  _globals['_GETINFOREQUEST']._serialized_start=493
-  _globals['_GETINFOREQUEST']._serialized_end=531
-  _globals['_GETINFORESPONSE']._serialized_start=533
-  _globals['_GETINFORESPONSE']._serialized_end=586
-  _globals['_EVENT']._serialized_start=589
-  _globals['_EVENT']._serialized_end=802
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=753
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=802
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=804
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=880
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=882
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=954
-  _globals['_LEFTOVER']._serialized_start=956
-  _globals['_LEFTOVER']._serialized_end=1027
-  _globals['_AUDITREQUEST']._serialized_start=1029
-  _globals['_AUDITREQUEST']._serialized_end=1043
-  _globals['_AUDITRESPONSE']._serialized_start=1045
-  _globals['_AUDITRESPONSE']._serialized_end=1118
-  _globals['_GETMETRICSREQUEST']._serialized_start=1120
-  _globals['_GETMETRICSREQUEST']._serialized_end=1139
-  _globals['_GETMETRICSRESPONSE']._serialized_start=1141
-  _globals['_GETMETRICSRESPONSE']._serialized_end=1175
-  _globals['_NODESERVICE']._serialized_start=1178
-  _globals['_NODESERVICE']._serialized_end=1480
+  _globals['_LEFTOVER'].fields_by_name['name']._loaded_options = None
+  _globals['_LEFTOVER'].fields_by_name['name']._serialized_options = b'\330\316\030\001'
+  _globals['_AUDITREQUEST'].fields_by_name['node']._loaded_options = None
+  _globals['_AUDITREQUEST'].fields_by_name['node']._serialized_options = b'\330\316\030\003'
+  _globals['_GETMETRICSREQUEST'].fields_by_name['node']._loaded_options = None
+  _globals['_GETMETRICSREQUEST'].fields_by_name['node']._serialized_options = b'\330\316\030\003'
+  _globals['_NODEFAULT'].fields_by_name['node']._loaded_options = None
+  _globals['_NODEFAULT'].fields_by_name['node']._serialized_options = b'\330\316\030\001'
+  _globals['_NODEENTRY_LABELSENTRY']._loaded_options = None
+  _globals['_NODEENTRY_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_NODESTATE']._serialized_start=1788
+  _globals['_NODESTATE']._serialized_end=1920
+  _globals['_ABILITY']._serialized_start=95
+  _globals['_ABILITY']._serialized_end=174
+  _globals['_NODEINFO']._serialized_start=177
+  _globals['_NODEINFO']._serialized_end=536
+  _globals['_GETINFOREQUEST']._serialized_start=538
+  _globals['_GETINFOREQUEST']._serialized_end=596
+  _globals['_GETINFORESPONSE']._serialized_start=598
+  _globals['_GETINFORESPONSE']._serialized_end=651
+  _globals['_EVENT']._serialized_start=654
+  _globals['_EVENT']._serialized_end=867
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=818
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=867
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=869
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=945
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=947
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1019
+  _globals['_LEFTOVER']._serialized_start=1021
+  _globals['_LEFTOVER']._serialized_end=1098
+  _globals['_AUDITREQUEST']._serialized_start=1100
+  _globals['_AUDITREQUEST']._serialized_end=1134
+  _globals['_AUDITRESPONSE']._serialized_start=1136
+  _globals['_AUDITRESPONSE']._serialized_end=1253
+  _globals['_GETMETRICSREQUEST']._serialized_start=1255
+  _globals['_GETMETRICSREQUEST']._serialized_end=1294
+  _globals['_GETMETRICSRESPONSE']._serialized_start=1296
+  _globals['_GETMETRICSRESPONSE']._serialized_end=1330
+  _globals['_NODEFAULT']._serialized_start=1332
+  _globals['_NODEFAULT']._serialized_end=1417
+  _globals['_LISTNODESREQUEST']._serialized_start=1419
+  _globals['_LISTNODESREQUEST']._serialized_end=1437
+  _globals['_NODEENTRY']._serialized_start=1440
+  _globals['_NODEENTRY']._serialized_end=1726
+  _globals['_NODEENTRY_LABELSENTRY']._serialized_start=1681
+  _globals['_NODEENTRY_LABELSENTRY']._serialized_end=1726
+  _globals['_LISTNODESRESPONSE']._serialized_start=1728
+  _globals['_LISTNODESRESPONSE']._serialized_end=1785
+  _globals['_NODESERVICE']._serialized_start=1923
+  _globals['_NODESERVICE']._serialized_end=2299
 # @@protoc_insertion_point(module_scope)

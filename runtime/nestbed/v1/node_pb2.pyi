@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _NodeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    """Not given."""
+    NODE_STATE_STOPPED: _NodeState.ValueType  # 1
+    """Its machine does not run."""
+    NODE_STATE_BOOTING: _NodeState.ValueType  # 2
+    """Its machine runs; it has not answered yet."""
+    NODE_STATE_READY: _NodeState.ValueType  # 3
+    """It answers."""
+    NODE_STATE_SILENT: _NodeState.ValueType  # 4
+    """It answered, and does not now."""
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """NodeState says how a node inside a virtual machine is."""
+
+NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+"""Not given."""
+NODE_STATE_STOPPED: NodeState.ValueType  # 1
+"""Its machine does not run."""
+NODE_STATE_BOOTING: NodeState.ValueType  # 2
+"""Its machine runs; it has not answered yet."""
+NODE_STATE_READY: NodeState.ValueType  # 3
+"""It answers."""
+NODE_STATE_SILENT: NodeState.ValueType  # 4
+"""It answered, and does not now."""
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class Ability(_message.Message):
@@ -75,6 +108,7 @@ class NodeInfo(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     UNDERLAYS_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the node."""
     version: _builtins.str
@@ -99,6 +133,8 @@ class NodeInfo(_message.Message):
     """LANs on the node."""
     role: _builtins.str
     """Role of the caller: `admin`, `operator` or `viewer`."""
+    last_event: _builtins.int
+    """Sequence number of the latest event; 0 before the first."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When nestbedd started."""
@@ -134,10 +170,11 @@ class NodeInfo(_message.Message):
         kinds: _abc.Iterable[_builtins.str] | None = ...,
         role: _builtins.str = ...,
         underlays: _abc.Iterable[_builtins.str] | None = ...,
+        last_event: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "containers", b"containers", "containers_running", b"containers_running", "cpus", b"cpus", "id", b"id", "kernel", b"kernel", "kinds", b"kinds", "lans", b"lans", "memory_bytes", b"memory_bytes", "name", b"name", "role", b"role", "run_dir", b"run_dir", "start_time", b"start_time", "state_dir", b"state_dir", "underlays", b"underlays", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "containers", b"containers", "containers_running", b"containers_running", "cpus", b"cpus", "id", b"id", "kernel", b"kernel", "kinds", b"kinds", "lans", b"lans", "last_event", b"last_event", "memory_bytes", b"memory_bytes", "name", b"name", "role", b"role", "run_dir", b"run_dir", "start_time", b"start_time", "state_dir", b"state_dir", "underlays", b"underlays", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,16 +187,20 @@ class GetInfoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NO_ABILITIES_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     no_abilities: _builtins.bool
     """Whether the abilities are left out, some of which take seconds to find out."""
+    node: _builtins.str
+    """A node inside a virtual machine; empty is the node itself."""
     def __init__(
         self,
         *,
         no_abilities: _builtins.bool = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_abilities", b"no_abilities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_abilities", b"no_abilities", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,16 +392,21 @@ Global___Leftover: _TypeAlias = Leftover  # noqa: Y015
 
 @_typing.final
 class AuditRequest(_message.Message):
-    """AuditRequest is empty."""
+    """AuditRequest says where."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Only this node inside a virtual machine, and those inside it; empty is all."""
     def __init__(
         self,
+        *,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,21 +420,27 @@ class AuditResponse(_message.Message):
 
     LEFTOVERS_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     objects: _builtins.int
     """How many objects were compared."""
     @_builtins.property
     def leftovers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Leftover]:
         """Nothing when all is well."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeFault]:
+        """Nodes inside virtual machines that could not be asked."""
+
     def __init__(
         self,
         *,
         leftovers: _abc.Iterable[Global___Leftover] | None = ...,
         objects: _builtins.int = ...,
+        unreachable: _abc.Iterable[Global___NodeFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leftovers", b"leftovers", "objects", b"objects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leftovers", b"leftovers", "objects", b"objects", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,16 +448,21 @@ Global___AuditResponse: _TypeAlias = AuditResponse  # noqa: Y015
 
 @_typing.final
 class GetMetricsRequest(_message.Message):
-    """GetMetricsRequest is empty."""
+    """GetMetricsRequest says where."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """A node inside a virtual machine; empty is the node itself."""
     def __init__(
         self,
+        *,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,3 +489,154 @@ class GetMetricsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMetricsResponse: _TypeAlias = GetMetricsResponse  # noqa: Y015
+
+@_typing.final
+class NodeFault(_message.Message):
+    """NodeFault names a node that could not be asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node: the name of its machine."""
+    state: Global___NodeState.ValueType
+    """How it is."""
+    detail: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        state: Global___NodeState.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "node", b"node", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeFault: _TypeAlias = NodeFault  # noqa: Y015
+
+@_typing.final
+class ListNodesRequest(_message.Message):
+    """ListNodesRequest is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
+
+@_typing.final
+class NodeEntry(_message.Message):
+    """NodeEntry is one node of the tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ELEMENT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    CONTAINERS_RUNNING_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the virtual machine that it is in; for the node that was asked its own name."""
+    state: Global___NodeState.ValueType
+    """How it is."""
+    element: _builtins.bool
+    """Whether its machine belongs to an experiment as an element of it, and is not there only to hold others."""
+    version: _builtins.str
+    """Version of nestbed; empty if the node does not answer."""
+    id: _builtins.str
+    """Unique id of the node's run directory; empty if it does not answer."""
+    containers: _builtins.int
+    """Containers on the node."""
+    containers_running: _builtins.int
+    """Containers that run."""
+    detail: _builtins.str
+    """Why it does not answer, for people."""
+    depth: _builtins.int
+    """How deep it is: 0 is the node that was asked."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of its machine; of the node that was asked none."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___NodeState.ValueType = ...,
+        element: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        id: _builtins.str = ...,
+        containers: _builtins.int = ...,
+        containers_running: _builtins.int = ...,
+        detail: _builtins.str = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "containers_running", b"containers_running", "depth", b"depth", "detail", b"detail", "element", b"element", "id", b"id", "labels", b"labels", "name", b"name", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeEntry: _TypeAlias = NodeEntry  # noqa: Y015
+
+@_typing.final
+class ListNodesResponse(_message.Message):
+    """ListNodesResponse holds the tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeEntry]:
+        """Each node before those inside it."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class NodeServiceStub:
                 request_serializer=nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/nestbed.v1.NodeService/ListNodes',
+                request_serializer=nestbed_dot_v1_dot_node__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_node__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -89,6 +94,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=nestbed_dot_v1_dot_node__pb2.ListNodesRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_node__pb2.ListNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class NodeService:
             '/nestbed.v1.NodeService/GetMetrics',
             nestbed_dot_v1_dot_node__pb2.GetMetricsRequest.SerializeToString,
             nestbed_dot_v1_dot_node__pb2.GetMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.NodeService/ListNodes',
+            nestbed_dot_v1_dot_node__pb2.ListNodesRequest.SerializeToString,
+            nestbed_dot_v1_dot_node__pb2.ListNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

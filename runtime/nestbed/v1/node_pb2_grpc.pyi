@@ -24,6 +24,8 @@ class NodeServiceStub:
     """Audit compares records with the kernel; it changes nothing."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_node_pb2.GetMetricsRequest, _node_pb2.GetMetricsResponse]
     """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format."""
+    ListNodes: _aio.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]
+    """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """NodeService tells about the machine that runs nestbedd."""
@@ -59,5 +61,13 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_node_pb2.GetMetricsRequest, _abc.Awaitable[_node_pb2.GetMetricsResponse]],
     ) -> _abc.Awaitable[_node_pb2.GetMetricsResponse]:
         """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format."""
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _node_pb2.ListNodesRequest,
+        context: _aio.ServicerContext[_node_pb2.ListNodesRequest, _abc.Awaitable[_node_pb2.ListNodesResponse]],
+    ) -> _abc.Awaitable[_node_pb2.ListNodesResponse]:
+        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _aio.Server) -> None: ...

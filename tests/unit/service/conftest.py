@@ -13,6 +13,8 @@ from grpc import aio
 
 from nestbed.client import Client
 from nestbed.model import Kind
+from nestbed.nesting.branches import Branches
+from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.service.admission import Admission
@@ -36,7 +38,8 @@ class Site:
     async def bare(self, *, role: Role = Role.ADMIN, admission: Admission | None = None) -> AsyncIterator[aio.Channel]:
         """A server without a gate, whose every caller has ``role``, and a channel to it."""
         experiments = experiments_of(self.node, self.folder)
-        server = Server(self.node, lambda connection: Caller(role, "somebody"), experiments, has_reflection=True, admission=admission)
+        forward = Forward(Branches(self.node))
+        server = Server(self.node, forward, lambda _: Caller(role, "somebody"), experiments, has_reflection=True, admission=admission)
         target = f"unix:{self.folder / 'bare.sock'}"
         server.grpc.add_insecure_port(target)
         await server.grpc.start()
@@ -47,16 +50,17 @@ class Site:
             await server.stop(0)
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+@contextlib.asynccontextmanager
+async def open_site(folder: Path, *kinds: Kind) -> AsyncIterator[Site]:
+    """A site of its own, for containers of these kinds."""
     kernel = FakeKernel()
     plane = FakePlane(kernel)
-    with RunDirectory.claim(tmp_path / "run", tmp_path / "state") as claim:
+    with RunDirectory.claim(folder / "run", folder / "state") as claim:
         node = Node(
             name="here",
             run_dir=claim.run_dir,
             state_dir=claim.state_dir,
-            runtimes={Kind.PROCESS: FakeRuntime(kernel)},
+            runtimes={kind: FakeRuntime(kernel, kind) for kind in kinds},
             plane=plane,
             node_id=claim.node_id,
         )
@@ -66,6 +70,18 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         finally:
             await node.aclose()
             await kernel.aclose()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with open_site(tmp_path, Kind.PROCESS) as site:
+        yield site
+
+
+@pytest.fixture
+def new_site() -> Callable[..., contextlib.AbstractAsyncContextManager[Site]]:
+    """For tests with several nodes."""
+    return open_site
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nestbed.model import Kind
+from nestbed.nesting.branches import Branches
+from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.service.authorize import Caller, Role
@@ -41,6 +43,7 @@ WORDS = st.sampled_from(
         "b",
         "c1",
         "lan0",
+        "a/b",
         "eth0",
         "*",
         "..",
@@ -148,7 +151,8 @@ async def _play(folder: Path, wanted: list[tuple[MethodDescriptor, list[bytes]]]
             node_id=claim.node_id,
         )
         await node.open()
-        server = Server(node, lambda connection: Caller(Role.ADMIN, "fuzzer"), experiments_of(node, folder), has_reflection=False)
+        forward = Forward(Branches(node))
+        server = Server(node, forward, lambda _: Caller(Role.ADMIN, "fuzzer"), experiments_of(node, folder), has_reflection=False)
         target = f"unix:{folder / 'sock'}"
         server.grpc.add_insecure_port(target)
         await server.grpc.start()
