@@ -80,7 +80,8 @@ class Cgroups:
                 raise HostLacks(
                     f"this machine cannot limit {limit}: {self.tree.lacks(limit)}",
                     reason="LIMIT_NOT_SUPPORTED",
-                    remedy=f"leave the limit for {limit} out, or let nestbedd see the controller (`ip netns exec` hides it; `nsenter --net` does not)",
+                    remedy=f"leave the limit for {limit} out, or let nestbedd see the controller "
+                    "(`ip netns exec` hides it; `nsenter --net` does not)",
                     limit=limit,
                 )
         _check_ranges(resources)
