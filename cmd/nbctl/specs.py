@@ -88,6 +88,7 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
         nics=[nic(lan) for lan in args.lans],
         routes=[api.Route(destination=destination, via=via) for destination, via in args.routes],
         gateway=args.gateway,
+        control=args.control,
         resources=resources(args),
         restart=restart(args),
         auto_remove=args.rm,

@@ -83,6 +83,7 @@ async def _run(settings: Settings) -> None:
             plane=plane,
             node_id=claim.node_id,
             file_systems=settings.file_systems,
+            control_subnet=settings.control_subnet,
         )
         stack.push_async_callback(node.aclose)
         await node.open()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from nestbed import __version__
 from nestbed.errors import InvalidArgument, translated
+from nestbed.lan.addressing import check_subnet
 from nestbed.lanmodel import RelayMode
 
 
@@ -50,6 +51,7 @@ class Settings:
     underlay: tuple[str, ...]
     relay: RelayMode
     file_systems: tuple[str, ...]
+    control_subnet: str
     log_level: str
 
 
@@ -103,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [path for path in text.split(",") if path],
         help="directories of the testbed that an administrator's virtual machines share (/home,/proj,/groups,/share; `,` for none)",
     )
+    parser.add_argument(
+        "--control-subnet", metavar="CIDR", help="IPv4 subnet of the control network of virtual machines (a free one of 172.31.0.0/16)"
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LogLevel)} (info)")
     parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
     return parser
@@ -120,6 +125,7 @@ def _defaults() -> dict[str, Any]:
         "underlay": [],
         "relay": "auto",
         "file_systems": ["/home", "/proj", "/groups", "/share"],
+        "control_subnet": "",
         "log_level": "info",
     }
 
@@ -172,6 +178,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         underlay=_underlays(values["underlay"]),
         relay=_one_of(RelayMode, "relay", values["relay"]),
         file_systems=tuple(str(_absolute("file_systems", path)) for path in values["file_systems"]),
+        control_subnet=check_subnet(values["control_subnet"], 4) if values["control_subnet"] else "",
         log_level=_one_of(LogLevel, "log_level", values["log_level"]).value,
     )
     _check_tls(settings)

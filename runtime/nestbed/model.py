@@ -130,6 +130,7 @@ class Spec:
     """What was asked for, validated and complete: the record of a container.
 
     ``hosts`` are the lines of its hosts file after those of the loopback, if the node is not to keep it.
+    ``control`` is its NIC on the node's control network, which is no LAN of an experiment.
     """
 
     id: str
@@ -147,6 +148,12 @@ class Spec:
     auto_remove: bool = False
     created_at: float = 0.0
     qemu: QemuSpec | None = None
+    control: Nic | None = None
+
+    @property
+    def interfaces(self) -> tuple[Nic, ...]:
+        """Every NIC it has: those on LANs, in order, then the one on the control network."""
+        return self.nics if self.control is None else (*self.nics, self.control)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +232,10 @@ class Ability:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """What a caller asks for, before the node completes it: as :class:`Spec`, with empty fields to be filled."""
+    """What a caller asks for, before the node completes it: as :class:`Spec`, with empty fields to be filled.
+
+    ``control``: whether it gets a NIC on the control network; None is as its kind has it, which is yes for virtual machines alone.
+    """
 
     kind: Kind
     process: ProcessSpec
@@ -240,6 +250,7 @@ class ContainerRequest:
     hosts: str = ""
     auto_remove: bool = False
     qemu: QemuSpec | None = None
+    control: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,7 +327,7 @@ class Runtime(Protocol):
         ...
 
     async def create(self, spec: Spec, bundle: Bundle) -> Container:
-        """Make the container of ``spec`` in ``bundle``; NICs of ``spec.nics`` are plugged. State CREATED.
+        """Make the container of ``spec`` in ``bundle``; NICs of ``spec.interfaces`` are plugged. State CREATED.
 
         Raises:
             any of ``validate``; HostLacks, ResourceExhausted. Nothing is left after an error.

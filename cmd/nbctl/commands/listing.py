@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from nbctl.context import Context
     from nbctl.parser import Parser
     from nbctl.select import Target
-    from nestbed.v1.container_pb2 import Container, ExitStatus
+    from nestbed.v1.container_pb2 import Container, ExitStatus, Nic
     from nestbed.v1.node_pb2 import NodeFault
 
 COMMAND_CELLS = 32
-HEADINGS = ("NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "COMMAND", "AGE")
+HEADINGS = ("NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "CONTROL", "COMMAND", "AGE")
 _SETTLED = {"created", "stopped"}
 
 
@@ -44,11 +44,15 @@ def _exit(status: ExitStatus) -> str:
     return "!" if status.reason == "start-failed" else "?"
 
 
+def _addresses(nics: Iterable[Nic], *, in_full: bool) -> str:
+    addresses = [address for nic in nics for address in nic.addresses]
+    return ",".join(addresses if in_full else [address.partition("/")[0] for address in addresses]) or "-"
+
+
 def rows(containers: Iterable[Container], *, now: float, in_full: bool) -> Iterable[Sequence[str]]:
     """The lines of ``ps``: one a container, addresses without their prefix length and commands cut unless ``in_full``."""
     for container in containers:
         nics = container.nics
-        addresses = [address for nic in nics for address in nic.addresses]
         command = text.escape(text.command(container.spec.process.args))
         yield (
             container.name,
@@ -56,7 +60,8 @@ def rows(containers: Iterable[Container], *, now: float, in_full: bool) -> Itera
             state(container),
             _exit(container.exit) if container.HasField("exit") else "-",
             ",".join(dict.fromkeys(nic.lan for nic in nics)) or "-",
-            ",".join(addresses if in_full else [address.partition("/")[0] for address in addresses]) or "-",
+            _addresses(nics, in_full=in_full),
+            _addresses([container.control] if container.HasField("control") else [], in_full=in_full),
             command if in_full else text.cut(command, COMMAND_CELLS),
             text.age(now - container.create_time.seconds),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -16,7 +17,6 @@ from nbctl.failure import BROKEN_PIPE, OK, OWN_FAILURE, Quit, Usage, report
 from nestbed.errors import Busy, NestbedError, NotFound, WrongState
 
 if TYPE_CHECKING:
-    import argparse
     from argparse import Namespace
 
     from nbctl.context import Context
@@ -74,6 +74,11 @@ def _shared_options(parser: Parser) -> argparse._ArgumentGroup:
         action="append",
         default=[],
         help="such as 10.6.0.0/24,via=10.5.0.1",
+    )
+    group.add_argument(
+        "--control",
+        action=argparse.BooleanOptionalAction,
+        help="a NIC `control` on the node's control network (virtual machines have one, processes have none)",
     )
     group.add_argument(
         "--sysctl", dest="sysctls", metavar="K=V", type=values.pair, action="append", default=[], help="such as net.ipv4.ip_forward=1"

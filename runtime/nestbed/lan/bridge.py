@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 
 from nestbed.errors import AlreadyExists, NestbedError, translated
+from nestbed.lan.control import LAN_ID
 from nestbed.lanmodel import Lan
 from nestbed.linux import rtnl
 
@@ -75,9 +76,13 @@ class Bridges:
                     raise
 
     def ours(self) -> Iterator[tuple[str, str]]:
-        """Name and LAN id of every bridge that is marked as this node's."""
-        mark = self.alias("")
-        return ((link.name, link.alias[len(mark) :]) for link in self._links() if link.kind == "bridge" and link.alias.startswith(mark))
+        """Name and LAN id of every bridge that is marked as this node's; the control network is no LAN."""
+        mark, control = self.alias(""), self.alias(LAN_ID)
+        return (
+            (link.name, link.alias[len(mark) :])
+            for link in self._links()
+            if link.kind == "bridge" and link.alias.startswith(mark) and link.alias != control
+        )
 
     def _links(self) -> list[rtnl.Link]:
         with translated("listing the interfaces of the node"):

@@ -108,6 +108,10 @@ class MemberPorts:
         except (OSError, NestbedError) as error:
             _logger.exception("impairment not taken up", extra=fields(port=nic.port, cause=str(error)))
 
+    def guarded(self, nic: Nic, index: int) -> list[bytes]:
+        """Requests that let a port on the control network, added or found, take only what its container says in its own name."""
+        return [self._programs.on_control_port(index, nic.mac, nic.addresses[0].partition("/")[0])]
+
     def gone(self, port: str) -> None:
         """See ``PortHook.port_gone``."""
         there = self._ports.pop(port, None)

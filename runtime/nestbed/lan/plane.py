@@ -14,6 +14,7 @@ from typing import Protocol
 from nestbed.errors import HostLacks
 from nestbed.lan import capture, netfilter, pins, underlays
 from nestbed.lan.bridge import Bridges
+from nestbed.lan.control import ControlBridge, is_control
 from nestbed.lan.memberports import MemberPorts
 from nestbed.lan.programs import PortPrograms
 from nestbed.lan.relay_client import RelayClient
@@ -32,6 +33,7 @@ from nestbed.lanmodel import (
     RelayMode,
     Underlay,
 )
+from nestbed.linux import rtnl
 from nestbed.log import fields
 from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener, PortHook
@@ -134,6 +136,31 @@ class LanPlane(PortHook, Protocol):
         """Counters of these ports (``Nic.port``) since they came; a port that is not there, or not counted here, is missing."""
         ...
 
+    def choose_control(self, avoided: Collection[str]) -> str:
+        """A subnet for the control network that touches neither what the node has nor ``avoided`` (in CIDR form).
+
+        Raises:
+            ResourceExhausted: there is none.
+        """
+        ...
+
+    async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:
+        """Have the control network (``nestbed.lan.control``) on this subnet, whose members are to have these NICs, whether their ports are
+        there or not yet. Idempotent, harmless to one in use.
+
+        Raises:
+            AlreadyExists: somebody else has an interface of that name.
+        """
+        ...
+
+    async def remove_control(self) -> None:
+        """Have none: nobody is on it. Idempotent."""
+        ...
+
+    async def audit_control(self, control: Lan | None) -> Sequence[Leftover]:
+        """Compare with the kernel that there is this control network, or none; read-only."""
+        ...
+
     async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         """A pcapng file of every frame that passes ``link`` (a bridge or port of this node), which is called ``name`` in the file.
 
@@ -160,6 +187,7 @@ class Plane:
         self._underlays = tuple(underlays)
         self._relay = relay
         self._opened: Bridges | None = None
+        self._control_bridge: ControlBridge | None = None
         self._members: MemberPorts | None = None
         self._lacks_bpf = ""
         self._process: RelayClient | None = None
@@ -172,6 +200,11 @@ class Plane:
         return self._opened
 
     @property
+    def _control(self) -> ControlBridge:
+        assert self._control_bridge is not None, "open comes first"
+        return self._control_bridge
+
+    @property
     def _carrier(self) -> Relaying:
         assert self._relaying is not None, "open comes first"
         return self._relaying
@@ -179,6 +212,7 @@ class Plane:
     async def open(self, listener: PlaneListener) -> None:
         netfilter.keep_out()
         self._opened = Bridges(self._node_id)
+        self._control_bridge = ControlBridge(self._node_id)
         self._process = RelayClient(self._run_dir, listener)
         self._process.open()
         self._relaying = Relaying(
@@ -206,6 +240,9 @@ class Plane:
         if self._process is not None:
             self._process.close()
             self._process = None
+        if self._control_bridge is not None:
+            self._control_bridge.close()
+            self._control_bridge = None
         if self._opened is not None:
             if not any(self._opened.ours()):
                 pins.release(self._run_dir)
@@ -280,11 +317,19 @@ class Plane:
         return self._carrier.paths(lan)
 
     def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:
-        return () if self._members is None else self._members.added(nic, index)
+        counted = () if self._members is None else self._members.added(nic, index)
+        return (*counted, *self._on_control(nic, index)) if is_control(nic) else counted
 
     def port_found(self, nic: Nic, index: int) -> None:
         if self._members is not None:
             self._members.found(nic, index)
+        if is_control(nic):
+            self._control.take_up_port(nic, self._on_control(nic, index))
+
+    def _on_control(self, nic: Nic, index: int) -> Sequence[bytes]:
+        known = self._control.member(nic)
+        guarded = () if self._members is None or known is None else self._members.guarded(known, index)
+        return [rtnl.port_isolation(index), *guarded]
 
     def port_gone(self, port: str) -> None:
         if self._members is not None:
@@ -311,6 +356,18 @@ class Plane:
 
     async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
         return {} if self._members is None else self._members.counters(ports)
+
+    def choose_control(self, avoided: Collection[str]) -> str:
+        return self._control.choose_subnet(avoided)
+
+    async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:
+        self._control.ensure(control, members)
+
+    async def remove_control(self) -> None:
+        self._control.remove()
+
+    async def audit_control(self, control: Lan | None) -> Sequence[Leftover]:
+        return self._control.audit(control)
 
     async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         return await self._captures.start(link, name, request)

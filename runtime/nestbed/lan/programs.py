@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import ipaddress
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -107,6 +108,13 @@ def bucket_end_ns(index: int) -> float:
     return float((1 << (octave + BUCKET_FIRST_LOG2)) * (1 + (part + 1) / BUCKETS_PER_OCTAVE))
 
 
+def guard(mac: str, ipv4: str) -> bytes:
+    """``struct guard``: what a container on the control network is called. Its IPv6 address is the one that comes of the MAC (RFC 4291)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    eui64 = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
+    return octets + bytes(2) + ipaddress.IPv4Address(ipv4).packed + bytes.fromhex("fe80000000000000") + eui64
+
+
 class PortPrograms:
     """The programs and maps. What is attached works on without this object."""
 
@@ -114,8 +122,9 @@ class PortPrograms:
         """Use :meth:`load`."""
         self._object = loaded
         self._in, self._out, self._leg = (loaded.program(name) for name in ("port_in", "port_out", "leg"))
-        self._traffic, self._doors, self._stages, self._counts = (
-            loaded.map(name) for name in ("port_traffic", "port_doors", "leg_stages", "leg_counts")
+        self._guard = loaded.program("guard")
+        self._traffic, self._doors, self._stages, self._counts, self._guards = (
+            loaded.map(name) for name in ("port_traffic", "port_doors", "leg_stages", "leg_counts", "port_guards")
         )
 
     @classmethod
@@ -136,7 +145,7 @@ class PortPrograms:
 
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
-        for one in (self._traffic, self._doors, self._stages, self._counts):
+        for one in (self._traffic, self._doors, self._stages, self._counts, self._guards):
             one.close()
         self._object.close()
 
@@ -152,6 +161,13 @@ class PortPrograms:
             tc.program(index, tc.Direction.INGRESS, self._in, name="nestbed-in"),
             tc.program(index, tc.Direction.EGRESS, self._out, name="nestbed-out"),
         ]
+
+    def on_control_port(self, index: int, mac: str, ipv4: str) -> bytes:
+        """The request that lets a port on the control network, which has its programs, take only what its container says in its own name,
+        or does so anew.
+        """
+        self._guards.update(_DOOR.pack(index), guard(mac, ipv4))
+        return tc.program(index, tc.Direction.INGRESS, self._guard, name="nestbed-guard", priority=2)
 
     def on_leg(self, index: int) -> list[bytes]:
         """Requests that give a device of a leg, new, its program."""
@@ -203,6 +219,7 @@ class PortPrograms:
 
     def forget_port(self, port_index: int) -> None:
         """The port is gone: forget everything of it. Idempotent."""
+        self._guards.delete(_DOOR.pack(port_index))
         for side in Side:
             self.close_leg(port_index, side)
             self._traffic.delete(_PORT_KEY.pack(port_index, side))

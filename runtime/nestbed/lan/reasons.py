@@ -41,6 +41,8 @@ class Reason(enum.IntEnum):
     """Lost on purpose: the loss asked for."""
     QUEUE = 13
     """The queue limit of a rate or a delay was reached."""
+    FOREIGN = 14
+    """On the control network: not in the name of the container that it came from."""
 
     @property
     def label(self) -> str:

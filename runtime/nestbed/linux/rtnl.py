@@ -41,6 +41,7 @@ _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270,
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_INFO_KIND = 18, 20, 23, 1
 _RTEXT_FILTER_SKIP_STATS = 8
+_RTM_SETLINK, _AF_BRIDGE, _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 19, 7, 0x800C, 33
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _IFA_F_NODAD = 2
 _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8913, 0x8933
@@ -192,6 +193,31 @@ def link_deletion(name: str) -> Request:
 def link_group(name: str, group: int) -> Request:
     """Put a device into a group, out of the one it is in (all are in group 0 at first)."""
     return _request(ifinfmsg(), RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_GROUP", group)])
+
+
+def link_owned(name: str, alias: str) -> Request:
+    """Say whose a device is."""
+    return _request(ifinfmsg(), RTM_NEWLINK, 0, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
+
+
+def link_mac(index: int, mac: str) -> Request:
+    """Give a device a hardware address."""
+    message = ifinfmsg()
+    message["index"] = index
+    return _request(message, RTM_NEWLINK, 0, [("IFLA_ADDRESS", mac)])
+
+
+def link_name(index: int, name: str) -> Request:
+    """Give a device, which is down, another name."""
+    message = ifinfmsg()
+    message["index"] = index
+    return _request(message, RTM_NEWLINK, 0, [("IFLA_IFNAME", name)])
+
+
+def port_isolation(index: int) -> bytes:
+    """Have the port of a bridge exchange no frame with other ports of it that are isolated too."""
+    body = struct.pack("=BxHiII", _AF_BRIDGE, 0, index, 0, 0) + struct.pack("=HHHHB3x", 12, _IFLA_PROTINFO, 5, _IFLA_BRPORT_ISOLATED, 1)
+    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), _RTM_SETLINK, _NLM_F_REQUEST | _NLM_F_ACK, 0, 0) + body
 
 
 def group_deletion(group: int) -> Request:

@@ -27,6 +27,8 @@ async def audit(parts: Parts) -> tuple[list[Leftover], int]:
 async def _compare(parts: Parts) -> tuple[list[Leftover], int]:
     lans = [segment.lan for segment in parts.registry.segments.values()]
     found = list(await parts.plane.audit(lans))
+    control = parts.registry.control
+    found += await parts.plane.audit_control(control.lan if control is not None and control.size else None)
     objects = len(lans)
     for kind, runtime in parts.runtimes.items():
         containers = [held.container for held in parts.registry if held.container is not None and held.spec.kind is kind]

@@ -14,6 +14,7 @@ from nestbed.log import fields
 from nestbed.model import ContainerRequest, ExitStatus, Kind, Mount, ProcessSpec, Spec, State, Status
 from nestbed.node import privilege, requests, wiring
 from nestbed.node.bounds import check_container, check_request_id
+from nestbed.node.control import ControlNetwork, is_wanted
 from nestbed.node.impairments import Impairments
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
@@ -26,9 +27,10 @@ _AT_REST = (State.CREATED, State.STOPPED)
 class Lifecycle:
     """The containers of one node, from being made to being removed."""
 
-    def __init__(self, parts: Parts, impairments: Impairments) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments, control: ControlNetwork) -> None:
         self._parts = parts
         self._impairments = impairments
+        self._control = control
 
     # ------------------------------------------------------------ make
 
@@ -70,6 +72,7 @@ class Lifecycle:
                 if spec.qemu is not None and spec.qemu.node:
                     self._parts.authority.issue(held.bundle.path, spec.id)
                 await self._impairments.prepare(spec.nics)
+                await self._control.ensure()
                 held.container = await runtime.create(spec, held.bundle)
                 self._parts.store.mark_made(spec.id)
         except BaseException:
@@ -90,6 +93,7 @@ class Lifecycle:
         nics = registry.wire(owner, request.nics, wiring.next_hops(request.gateway, request.routes))
         try:
             gateway, routes = wiring.check_routes(request.gateway, request.routes, nics)
+            on_control = self._control.assign(replace(owner, nics=nics)) if is_wanted(request) else None
         except NestbedError:
             registry.unwire(owner, nics)
             raise
@@ -109,6 +113,7 @@ class Lifecycle:
             auto_remove=request.auto_remove,
             qemu=request.qemu,
             created_at=time.time(),
+            control=on_control,
         )
 
     async def _abandon(self, held: Held) -> None:
@@ -127,7 +132,7 @@ class Lifecycle:
             )
         finally:
             await self._impairments.forget(held.spec.nics)
-            self._parts.registry.drop(held)
+            await self._drop(held)
 
     # ------------------------------------------------------------ start
 
@@ -193,7 +198,7 @@ class Lifecycle:
             raise
         await self._impairments.forget(spec.nics)
         self._parts.registry.remember_exit(spec, _exit_of(held))
-        self._parts.registry.drop(held)
+        await self._drop(held)
         self._parts.hosts.changed(spec.nics)
         self._parts.events.publish("container.deleted", spec.id, spec.name)
 
@@ -217,6 +222,7 @@ class Lifecycle:
 
     async def take_up(self, held: Sequence[Held]) -> None:
         """Give the containers back to their runtimes, which find out what became of them."""
+        await self._control.take_up()
         for one in held:
             await self._take_up(one)
 
@@ -228,6 +234,7 @@ class Lifecycle:
             self._parts.registry.rejoin(record.spec)
         except (NestbedError, ValueError) as error:
             self._parts.registry.unwire(wiring.Owner(record.spec.id, record.spec.name), record.spec.nics)
+            self._parts.registry.leave_control(record.spec.control)
             await self._lose(record.spec.id, CorruptState(f"the record of container {record.spec.id} makes no sense: {error}"))
             return None
         self._parts.registry.add(held)
@@ -238,8 +245,8 @@ class Lifecycle:
         try:
             held.container = await self._parts.runtime(spec.kind).recover(spec, held.bundle)
         except CorruptState as error:
-            self._parts.registry.drop(held)
             await self._lose(spec.id, error)
+            await self._drop(held)
         except NestbedError as error:
             held.broken = error
             _logger.exception("container not taken up", extra=fields(container=spec.id, reason=error.reason, cause=error.message))
@@ -247,6 +254,12 @@ class Lifecycle:
             held.last = held.container.status
             if held.last.state is State.STOPPED:
                 self.remove_if_wanted(held)
+
+    async def _drop(self, held: Held) -> None:
+        """Hold it no longer: nothing of it is there any more."""
+        self._parts.registry.drop(held)
+        if held.spec.control is not None:
+            await self._control.settle()
 
     async def _lose(self, container_id: str, error: CorruptState) -> None:
         _logger.error("container lost", extra=fields(container=container_id, cause=error.message))

@@ -31,6 +31,7 @@ from nestbed.lanmodel import (
 from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NestedNode, NodeInfo, State, Stats
 from nestbed.node import audit, bounds, logs, nested, traffic, update
 from nestbed.node.authority import Authority
+from nestbed.node.control import ControlNetwork
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.impairments import Impairments
@@ -68,8 +69,11 @@ class Node:
         plane: LanPlane,
         node_id: str,
         file_systems: tuple[str, ...] = (),
+        control_subnet: str = "",
     ) -> None:
-        """``file_systems`` are the testbed's: an administrator's virtual machines share those that exist."""
+        """``file_systems`` are the testbed's: an administrator's virtual machines share those that exist. ``control_subnet`` is that of the
+        control network; empty: one is chosen.
+        """
         self._name = name
         self._run_dir = run_dir
         self._state_dir = state_dir
@@ -80,7 +84,8 @@ class Node:
         store, hosts = Store(state_dir), HostsFiles(registry)
         self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems)
         self._impairments = Impairments(self._parts)
-        self._lifecycle = Lifecycle(self._parts, self._impairments)
+        control = ControlNetwork(registry, plane, node_id, control_subnet)
+        self._lifecycle = Lifecycle(self._parts, self._impairments, control)
         self._lans = Lans(self._parts, self._impairments)
         self._links = Links(self._parts)
         self._watch = logs.LogWatch()

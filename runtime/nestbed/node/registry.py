@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, shown
-from nestbed.lan.addressing import Address, port_prefix
+from nestbed.lan import control
+from nestbed.lan.addressing import Address, interface_of, port_prefix
 from nestbed.lanmodel import Lan, LanMember, Nic, NicSpec
 from nestbed.model import Bundle, ContainerView, ExitStatus, Spec, State, Status
 from nestbed.node import wiring
@@ -137,6 +138,8 @@ class Registry:
         self._prefixes: set[str] = set()
         self._lans: dict[str, Segment] = {}
         self._lans_by_name: dict[str, Segment] = {}
+        self.control: Segment | None = None
+        """The control network, while there is one: its members are in it as long as they are held."""
         self._exits: OrderedDict[str, tuple[str, ExitStatus]] = OrderedDict()
 
     # ------------------------------------------------------------ containers
@@ -215,6 +218,7 @@ class Registry:
         self._prefixes.discard(port_prefix(spec.id))
         self._by_request.pop(held.record.request_id, None)
         wiring.unwire(self._lans, wiring.Owner(spec.id, spec.name), spec.nics)
+        self.leave_control(spec.control)
         held.is_gone = True
         held.wake()
 
@@ -302,6 +306,23 @@ class Registry:
             segment = self._lans[nic.lan_id]
             segment.join(LanMember(spec.id, spec.name, nic))
             segment.rely_on(spec.id, hops)
+        if spec.control is not None:
+            # The network is the one that its members are on, whatever the setting says now.
+            self.control = self.control or control_segment(str(interface_of(spec.control.addresses[0]).network))
+            self.control.join(LanMember(spec.id, spec.name, spec.control))
+
+    def leave_control(self, nic: Nic | None) -> None:
+        """Take a container's NIC off the control network; None, and one that has left, is none. Idempotent."""
+        if nic is not None and self.control is not None:
+            self.control.leave(nic.port)
+
+
+def control_segment(subnet: str) -> Segment:
+    """The control network on this subnet, whose first address is the node's."""
+    lan = control.lan_of(subnet)
+    segment = Segment(lan)
+    segment.take_address(control.own_address(lan))
+    return segment
 
 
 def not_found(ref: str) -> NotFound:

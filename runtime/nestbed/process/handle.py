@@ -40,7 +40,7 @@ class ProcessContainer:
         self._parts = parts
         self._status = Status(State.CREATED)
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._nics = {nic.name: nic for nic in spec.nics}
+        self._nics = {nic.name: nic for nic in spec.interfaces}
         self._resources = spec.resources
         self._restart = spec.restart
         self._netns_fd = -1

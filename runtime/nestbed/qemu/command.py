@@ -16,15 +16,17 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 ROOT_TAG = "nestbed-root"
 EXPORT = "/export"
 _MAIN_FD, _CONSOLE_FD, _CONTROL_FD, _QMP_FD, _SHARE_FD = 10, 11, 12, 13, 14
-_SHARE_SLOT, _NIC_SLOT = 6, 8
+_CONTROL_SLOT, _SHARE_SLOT, _NIC_SLOT = 2, 6, 8
 SHARES_MAX = 8
 SLOTS = 32 - _NIC_SLOT
-"""How many NICs a machine takes: slots of its bus that nothing else has."""
+"""How many NICs on LANs a machine takes: slots of its bus that nothing else has."""
+CONTROL = SLOTS
+"""The number of the NIC on the control network, which has a slot of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class NicDevice:
-    """A NIC as QEMU has it. ``number`` is its slot, its tap and part of its ids."""
+    """A NIC as QEMU has it. ``number`` (below SLOTS, or CONTROL) is its slot, its tap and part of its ids."""
 
     number: int
     mac: str
@@ -39,6 +41,11 @@ class NicDevice:
     def id(self) -> str:
         """The device's id in QEMU; its backend's is the same with ``-net``."""
         return f"nic{self.number}"
+
+    @property
+    def slot(self) -> int:
+        """Where it is on the machine's bus."""
+        return _CONTROL_SLOT if self.number == CONTROL else _NIC_SLOT + self.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,7 @@ def nic_device(nic: NicDevice) -> dict[str, object]:
         "id": nic.id,
         "netdev": f"{nic.id}-net",
         "mac": nic.mac,
-        "addr": f"{_NIC_SLOT + nic.number:x}",
+        "addr": f"{nic.slot:x}",
         "host_mtu": nic.mtu,
         "disable-legacy": "on",
         "romfile": "",

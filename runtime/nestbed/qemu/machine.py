@@ -61,7 +61,7 @@ class QemuContainer:
         self._spec = spec
         self._parts = parts
         self._files = Files(bundle)
-        self._nics = {nic.name: nic for nic in spec.nics}
+        self._nics = {nic.name: nic for nic in spec.interfaces}
         self._numbers = numbers
         self._resources = spec.resources
         self._inner: Sandbox | None = None
@@ -166,7 +166,7 @@ class QemuContainer:
     def _device(self, nic: Nic) -> NicDevice:
         if nic.name not in self._numbers:
             free = set(range(command.SLOTS)) - set(self._numbers.values())
-            if not free:
+            if not free and nic != self._spec.control:
                 raise ResourceExhausted(
                     f"container {self.id} has {command.SLOTS} NICs, as many as a virtual machine takes",
                     reason="TOO_MANY_NICS",
@@ -174,7 +174,7 @@ class QemuContainer:
                     container=self.id,
                     limit=command.SLOTS,
                 )
-            self._numbers[nic.name] = min(free)
+            self._numbers[nic.name] = command.CONTROL if nic == self._spec.control else min(free)
         return NicDevice(self._numbers[nic.name], nic.mac, nic.mtu)
 
     # ---- status

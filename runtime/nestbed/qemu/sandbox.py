@@ -82,8 +82,10 @@ def spec_of(spec: Spec, bundle: Bundle) -> Spec:
         tty=spec.process.tty,
         stdin=spec.process.stdin,
     )
-    nics = tuple(nic_of(nic) for nic in spec.nics)
-    return replace(spec, process=process, resources=resources_of(spec.resources), nics=nics, routes=(), gateway="", hostname=spec.name)
+    nics = tuple(nic_of(nic) for nic in spec.interfaces)
+    return replace(
+        spec, process=process, resources=resources_of(spec.resources), nics=nics, control=None, routes=(), gateway="", hostname=spec.name
+    )
 
 
 def nic_of(nic: Nic) -> Nic:

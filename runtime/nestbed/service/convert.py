@@ -71,6 +71,7 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         hosts=spec.hosts,
         auto_remove=spec.auto_remove,
         qemu=model.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if kind is Kind.QEMU else None,
+        control=spec.control if spec.HasField("control") else None,
     )
 
 

@@ -38,6 +38,7 @@ def container(view: model.ContainerView) -> api.Container:
         exit=None if status.exit is None else exit_status(status.exit),
         restarts=status.restarts,
         log_bytes_lost=status.log_bytes_lost,
+        control=None if spec.control is None else nic(spec.control),
     )
 
 
@@ -56,6 +57,7 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         auto_remove=spec.auto_remove,
         process=_process(spec.process),
         qemu=api.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if spec.qemu is not None else None,
+        control=spec.control is not None,
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from nestbed import runlog
 from nestbed.errors import AlreadyExists, CorruptState, InvalidArgument, NestbedError, NotFound, WrongState
-from nestbed.lanmodel import Nic, NicStats
+from nestbed.lanmodel import Lan, Nic, NicStats
 from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartMode, RestartPolicy, Spec, State, Stats, Status
 from nestbed.runtime import Leftover, Output, StatusListener
 from nestbed.testing.files import FakeFiles
@@ -32,12 +32,13 @@ _REST = (State.CREATED, State.STOPPED)
 
 
 class FakeKernel:
-    """What outlives a daemon: containers with their programs, links, bridges. Close it at the end of a test."""
+    """What outlives a daemon: containers with their programs, links, bridges, the control network. Close it at the end of a test."""
 
     def __init__(self) -> None:
         self.containers: dict[str, FakeContainer] = {}
         self.links: dict[str, str] = {}
         self.bridges: dict[str, str] = {}
+        self.control: Lan | None = None
         self._failures: dict[str, NestbedError] = {}
         self._pids = itertools.count(1000)
 
@@ -102,7 +103,7 @@ class FakeRuntime:
         container.record()
         await asyncio.sleep(0)
         try:
-            for nic in spec.nics:
+            for nic in spec.interfaces:
                 await container.plug(nic)
         except BaseException:
             await container.destroy()
@@ -121,8 +122,8 @@ class FakeRuntime:
         if container is None:
             container = self.kernel.containers[bundle.id] = FakeContainer(self.kernel, spec, bundle, has_run=has_run)
         container.listener = self._listener
-        container.nics.update({nic.name: nic for nic in spec.nics})
-        self.kernel.links.update({nic.port: spec.id for nic in spec.nics})
+        container.nics.update({nic.name: nic for nic in spec.interfaces})
+        self.kernel.links.update({nic.port: spec.id for nic in spec.interfaces})
         if has_run and container.status.state is State.STOPPED and container.is_rebooted and spec.restart.mode is RestartMode.ALWAYS:
             await container.start()
         return container

@@ -97,6 +97,20 @@ class FakePlane:
     async def port_counters(self, ports: Collection[str]) -> Mapping[str, PortStats]:
         return {port: PortStats(port) for port in ports if port in self.kernel.links}
 
+    def choose_control(self, avoided: Collection[str]) -> str:
+        self.kernel.check("control")
+        return next(one for one in ("172.31.240.0/20", "172.31.224.0/20") if one not in avoided)
+
+    async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:  # noqa: ARG002 - a fake kernel has no frames
+        self.kernel.check("control")
+        self.kernel.control = control
+
+    async def remove_control(self) -> None:
+        self.kernel.control = None
+
+    async def audit_control(self, control: Lan | None) -> Sequence[Leftover]:
+        return [] if control == self.kernel.control else [Leftover("extra" if control is None else "missing", "link", "control0")]
+
     async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncGenerator[bytes, None]:
         self.kernel.check("capture")
         return _pieces(f"{link} {name} {request}".encode())

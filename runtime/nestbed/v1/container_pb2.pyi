@@ -587,6 +587,7 @@ class ContainerSpec(_message.Message):
     PROCESS_FIELD_NUMBER: _builtins.int
     QEMU_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique on the node: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`; made up if empty. `vm1/web` is made on the node inside `vm1`, `vm1/` there with a
     name that is made up.
@@ -603,6 +604,8 @@ class ContainerSpec(_message.Message):
     """Lines of its hosts file after those of the loopback, tabs between address and names. With it the node writes none of its own about the
     container and the members of its LANs, and the file stays as it is.
     """
+    control: _builtins.bool
+    """Whether it gets a NIC on the node's control network; absent: a virtual machine does, a process does not."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
@@ -647,12 +650,15 @@ class ContainerSpec(_message.Message):
         process: Global___ProcessSpec | None = ...,
         qemu: Global___QemuSpec | None = ...,
         hosts: _builtins.str = ...,
+        control: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "control", b"control", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "gateway", b"gateway", "hostname", b"hostname", "hosts", b"hosts", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "auto_remove", b"auto_remove", "control", b"control", "gateway", b"gateway", "hostname", b"hostname", "hosts", b"hosts", "kind", b"kind", "labels", b"labels", "name", b"name", "nics", b"nics", "process", b"process", "qemu", b"qemu", "resources", b"resources", "restart", b"restart", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__control: _TypeAlias = _typing.Literal["control"]  # noqa: Y015
+    _WhichOneofArgType__control: _TypeAlias = _typing.Literal["_control", b"_control"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__control) -> _WhichOneofReturnType__control | None: ...
 
 Global___ContainerSpec: _TypeAlias = ContainerSpec  # noqa: Y015
 
@@ -750,6 +756,7 @@ class Container(_message.Message):
     EXIT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LOG_BYTES_LOST_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique for ever."""
     name: _builtins.str
@@ -782,6 +789,10 @@ class Container(_message.Message):
     def exit(self) -> Global___ExitStatus:
         """How its last run ended."""
 
+    @_builtins.property
+    def control(self) -> Global___Nic:
+        """Its NIC on the node's control network, by whose address the node reaches it; no LAN's name is that of its `lan`."""
+
     def __init__(
         self,
         *,
@@ -796,10 +807,11 @@ class Container(_message.Message):
         exit: Global___ExitStatus | None = ...,
         restarts: _builtins.int = ...,
         log_bytes_lost: _builtins.int = ...,
+        control: Global___Nic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "exit", b"exit", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "create_time", b"create_time", "exit", b"exit", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "exit", b"exit", "id", b"id", "log_bytes_lost", b"log_bytes_lost", "name", b"name", "nics", b"nics", "pid", b"pid", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "create_time", b"create_time", "exit", b"exit", "id", b"id", "log_bytes_lost", b"log_bytes_lost", "name", b"name", "nics", b"nics", "pid", b"pid", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

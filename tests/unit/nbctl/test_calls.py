@@ -28,7 +28,7 @@ def test_ps_shows_what_runs(node: Served) -> None:
     code, out, err = node.nbctl("ps")
     assert (code, err) == (0, "")
     head, line = out.splitlines()
-    assert head.split() == ["NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "COMMAND", "AGE"]
+    assert head.split() == ["NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "CONTROL", "COMMAND", "AGE"]
     assert (
         line.split() == ["web", "process", "running", "-", "lan0,lan1", "10.5.0.1,fd00::1", "python3", "-c", line.split()[8], "0s"]
         or "\x1b" not in line

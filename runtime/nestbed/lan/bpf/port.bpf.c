@@ -295,4 +295,89 @@ int leg(struct __sk_buff *skb)
 	return bpf_redirect(stage->next_ifindex, flags);
 }
 
+// ---- the control network: a container says nothing there but in its own name
+
+struct guard {
+	__u8 mac[6];
+	__u8 padding[2];
+	__be32 ipv4;
+	__u8 ipv6[16]; // its link-local address
+};
+
+// Not pinned: the next daemon fills one of its own before it puts its program in the place of this one.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct guard);
+} port_guards SEC(".maps");
+
+#define ICMPV6_AT (ETH_HLEN + 40)
+#define ICMPV6_ADVERTISES_ROUTER 134
+#define ICMPV6_ADVERTISES_NEIGHBOUR 136
+#define ICMPV6_REDIRECTS 137
+
+static __always_inline int is_own_arp(struct __sk_buff *skb, const struct guard *guard)
+{
+	__u8 sender[6];
+	__be32 ipv4;
+
+	return bpf_skb_load_bytes(skb, ETH_HLEN + 8, sender, 6) == 0 && bpf_skb_load_bytes(skb, ETH_HLEN + 14, &ipv4, 4) == 0 &&
+	       __builtin_memcmp(sender, guard->mac, 6) == 0 && (ipv4 == guard->ipv4 || ipv4 == 0);
+}
+
+static __always_inline int is_own_ipv4(struct __sk_buff *skb, const struct guard *guard)
+{
+	__be32 source;
+
+	return bpf_skb_load_bytes(skb, ETH_HLEN + 12, &source, 4) == 0 && source == guard->ipv4;
+}
+
+static __always_inline int is_own_ipv6(struct __sk_buff *skb, const struct guard *guard)
+{
+	__u8 none[16] = {}, source[16], target[16], next, type;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + 6, &next, 1) || bpf_skb_load_bytes(skb, ETH_HLEN + 8, source, 16))
+		return 0;
+	// Before it knows that nobody has its address it speaks without one; that is ICMPv6, and MLD behind a hop-by-hop option.
+	if (__builtin_memcmp(source, guard->ipv6, 16) && (__builtin_memcmp(source, none, 16) || next == IPPROTO_TCP || next == IPPROTO_UDP))
+		return 0;
+	if (next == IPPROTO_HOPOPTS) // a router alert of 8 octets
+		return bpf_skb_load_bytes(skb, ICMPV6_AT, &next, 1) == 0 && next == IPPROTO_ICMPV6 &&
+		       bpf_skb_load_bytes(skb, ICMPV6_AT + 1, &type, 1) == 0 && type == 0 &&
+		       bpf_skb_load_bytes(skb, ICMPV6_AT + 8, &type, 1) == 0 && (type == 143 || type == 131 || type == 132);
+	if (next != IPPROTO_ICMPV6)
+		return next == IPPROTO_TCP || next == IPPROTO_UDP;
+	if (bpf_skb_load_bytes(skb, ICMPV6_AT, &type, 1) || type == ICMPV6_ADVERTISES_ROUTER || type == ICMPV6_REDIRECTS)
+		return 0;
+	return type != ICMPV6_ADVERTISES_NEIGHBOUR ||
+	       (bpf_skb_load_bytes(skb, ICMPV6_AT + 8, target, 16) == 0 && __builtin_memcmp(target, guard->ipv6, 16) == 0);
+}
+
+SEC("tc")
+int guard(struct __sk_buff *skb)
+{
+	struct port_key key = {.ifindex = skb->ifindex, .direction = FROM};
+	struct guard *guard = bpf_map_lookup_elem(&port_guards, &key.ifindex);
+	struct traffic *traffic;
+	struct ethhdr eth;
+	int is_own = 0;
+
+	if (guard && bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) == 0 && __builtin_memcmp(eth.h_source, guard->mac, 6) == 0) {
+		if (eth.h_proto == bpf_htons(ETH_P_IP))
+			is_own = is_own_ipv4(skb, guard);
+		else if (eth.h_proto == bpf_htons(ETH_P_IPV6))
+			is_own = is_own_ipv6(skb, guard);
+		else if (eth.h_proto == bpf_htons(ETH_P_ARP))
+			is_own = is_own_arp(skb, guard);
+	}
+	if (is_own)
+		return TC_ACT_UNSPEC;
+	traffic = traffic_of(&key);
+	if (traffic)
+		add_drop(traffic, REASON_FOREIGN, 1);
+	return TC_ACT_SHOT;
+}
+
 char LICENSE[] SEC("license") = "GPL";

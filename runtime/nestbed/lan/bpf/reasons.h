@@ -16,6 +16,7 @@ enum reason {
 	REASON_STRANGER = 11,
 	REASON_LOSS = 12,
 	REASON_QUEUE = 13,
+	REASON_FOREIGN = 14,
 };
 
 #define REASONS_MAX 32

@@ -62,6 +62,23 @@ static int change_link(unsigned index, const char *name, uint32_t mtu, unsigned 
     return ask(&request);
 }
 
+/* Have the name free for the interface: one that only has it because the kernel numbers them gets another. */
+static int make_way(const char *name, unsigned index) {
+    unsigned other = if_nametoindex(name);
+    if (!other || other == index)
+        return 0;
+    struct ifreq asked = {0};
+    char spare[IFNAMSIZ];
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    snprintf(asked.ifr_name, sizeof asked.ifr_name, "%s", name);
+    int is_in_use = ioctl(fd, SIOCGIFFLAGS, &asked) || asked.ifr_flags & IFF_UP;
+    close(fd);
+    if (is_in_use)
+        return EEXIST;
+    snprintf(spare, sizeof spare, "nic%u", other);
+    return change_link(other, spare, 0, 0);
+}
+
 static int add_address(unsigned index, const char *text) {
     struct request request;
     unsigned char octets[16];
@@ -124,7 +141,9 @@ static int set_up_nic(const char *words, uint32_t length, char *step, size_t ste
     unsigned index = find_nic(mac);
     if (!index)
         return ENODEV;
-    int error = change_link(index, name, 0, 0);
+    int error = make_way(name, index);
+    if (!error)
+        error = change_link(index, name, 0, 0);
     if (!error)
         error = change_link(index, NULL, (uint32_t)atoi(mtu), IFF_UP);
     snprintf(step, step_size, "interface %s", name);
