@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +168,72 @@ def test_subnet_is_free_or_the_one_that_is_set(machine, daemon) -> None:
     for number in range(4):
         site.run(f"web{number}")
     assert "has no free address" in machine.nbctl("run", "process", "-d", "--control", "--", "true").stderr
+
+
+_SENDER = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as end:
+    end.bind(("control", 0))
+    for text in sys.argv[1:]:
+        end.send(bytes.fromhex(text))
+"""
+
+
+def _arp(mac: str, sender_mac: str, address: str) -> str:
+    body = "0001080006040001" + sender_mac + _ipv4(address) + "000000000000" + _ipv4("172.31.240.1")
+    return "ff" * 6 + mac + "0806" + body + "00" * 18
+
+
+def _ipv4(address: str) -> str:
+    return ipaddress.IPv4Address(address).packed.hex()
+
+
+def _udp(mac: str, source: str) -> str:
+    return "ff" * 6 + mac + "0800" + "4500001c000000004011" + "0000" + _ipv4(source) + _ipv4("255.255.255.255") + "0007000700080000"
+
+
+def _icmpv6(mac: str, source: str, kind: int, target: str, next_header: int = 58) -> str:
+    payload = bytes([kind, 0, 0, 0, 0, 0, 0, 0]).hex() + ipaddress.IPv6Address(target).packed.hex()
+    header = "60000000" + "0018" + f"{next_header:02x}" + "ff" + ipaddress.IPv6Address(source).packed.hex()
+    return "333300000001" + mac + "86dd" + header + ipaddress.IPv6Address("ff02::1").packed.hex() + payload
+
+
+def test_a_container_speaks_in_its_own_name_alone(site) -> None:
+    address = site.run("web")
+    mac = site.inspect("web")["control"]["mac"].replace(":", "")
+    other, router = "02aabbccddee", "fe80::1"
+    own = str(ipaddress.IPv6Address(bytes.fromhex("fe80" + "00" * 6 + f"{int(mac[:2], 16) ^ 2:02x}" + mac[2:6] + "fffe" + mac[6:])))
+    own_frames = [
+        _arp(mac, mac, address),
+        _udp(mac, address),
+        _icmpv6(mac, own, 136, own),
+        _icmpv6(mac, "::", 135, own),
+    ]
+    foreign = [
+        _arp(mac, mac, "172.31.240.1"),
+        _arp(mac, other, address),
+        _arp(other, other, address),
+        _udp(mac, "10.5.0.7"),
+        _udp(other, address),
+        _icmpv6(mac, router, 136, router),
+        _icmpv6(mac, own, 136, router),
+        _icmpv6(mac, own, 134, router),
+        _icmpv6(mac, own, 137, router),
+        _icmpv6(mac, own, 134, router, next_header=60),
+        "ff" * 6 + mac + "8100" + "0005" + _udp(mac, address)[24:],
+        "0180c200000e" + mac + "88cc" + "00" * 46,
+    ]
+    for _ in range(2):  # the next daemon guards the port as this one does
+        with site.machine.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as end:
+            end.bind((BRIDGE, 0))
+            end.settimeout(5)
+            site.nbctl("exec", "web", "--", "python3", "-c", _SENDER, *foreign, *own_frames)
+            sent, seen = {*foreign, *own_frames}, []
+            while own_frames[-1] not in seen:
+                frame = end.recv(2000).hex()
+                seen += [text for text in sent if frame.startswith(text.rstrip("0"))]
+        assert seen == own_frames
+        shown = json.loads(site.nbctl("-o", "json", "stats", "--no-stream", "web"))
+        assert {"reason": "foreign", "frames": str(len(foreign))} in shown[0]["nics"][0]["tx_drop_reasons"]
+        site.daemon.kill()
+        site.daemon.start()

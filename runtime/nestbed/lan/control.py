@@ -154,7 +154,7 @@ class ControlBridge:
         return [network for network in (ipaddress.ip_interface(text).network for text in texts) if network.prefixlen]
 
     def member(self, nic: Nic) -> Nic | None:
-        """The NIC at the same port as :meth:`ensure` was told of it: with its address, which a sandbox of a virtual machine does not have."""
+        """The NIC at that port as :meth:`ensure` was told of it: with its address, which a virtual machine's sandbox does not know."""
         return self._members.get(nic.port)
 
     def take_up_port(self, nic: Nic, requests: Sequence[bytes]) -> None:

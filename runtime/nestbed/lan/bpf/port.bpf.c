@@ -301,7 +301,7 @@ struct guard {
 	__u8 mac[6];
 	__u8 padding[2];
 	__be32 ipv4;
-	__u8 ipv6[16]; // its link-local address
+	__u32 ipv6[4]; // its link-local address
 };
 
 // Not pinned: the next daemon fills one of its own before it puts its program in the place of this one.
@@ -318,13 +318,24 @@ struct {
 #define ICMPV6_ADVERTISES_NEIGHBOUR 136
 #define ICMPV6_REDIRECTS 137
 
+static __always_inline int is_mac(const __u8 *mac, const __u8 *other)
+{
+	return !((mac[0] ^ other[0]) | (mac[1] ^ other[1]) | (mac[2] ^ other[2]) | (mac[3] ^ other[3]) | (mac[4] ^ other[4]) |
+		 (mac[5] ^ other[5]));
+}
+
+static __always_inline int is_ipv6(const __u32 *address, const __u32 *other)
+{
+	return !((address[0] ^ other[0]) | (address[1] ^ other[1]) | (address[2] ^ other[2]) | (address[3] ^ other[3]));
+}
+
 static __always_inline int is_own_arp(struct __sk_buff *skb, const struct guard *guard)
 {
 	__u8 sender[6];
 	__be32 ipv4;
 
 	return bpf_skb_load_bytes(skb, ETH_HLEN + 8, sender, 6) == 0 && bpf_skb_load_bytes(skb, ETH_HLEN + 14, &ipv4, 4) == 0 &&
-	       __builtin_memcmp(sender, guard->mac, 6) == 0 && (ipv4 == guard->ipv4 || ipv4 == 0);
+	       is_mac(sender, guard->mac) && (ipv4 == guard->ipv4 || ipv4 == 0);
 }
 
 static __always_inline int is_own_ipv4(struct __sk_buff *skb, const struct guard *guard)
@@ -336,12 +347,13 @@ static __always_inline int is_own_ipv4(struct __sk_buff *skb, const struct guard
 
 static __always_inline int is_own_ipv6(struct __sk_buff *skb, const struct guard *guard)
 {
-	__u8 none[16] = {}, source[16], target[16], next, type;
+	__u32 none[4] = {}, source[4], target[4];
+	__u8 next, type;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + 6, &next, 1) || bpf_skb_load_bytes(skb, ETH_HLEN + 8, source, 16))
 		return 0;
 	// Before it knows that nobody has its address it speaks without one; that is ICMPv6, and MLD behind a hop-by-hop option.
-	if (__builtin_memcmp(source, guard->ipv6, 16) && (__builtin_memcmp(source, none, 16) || next == IPPROTO_TCP || next == IPPROTO_UDP))
+	if (!is_ipv6(source, guard->ipv6) && (!is_ipv6(source, none) || next == IPPROTO_TCP || next == IPPROTO_UDP))
 		return 0;
 	if (next == IPPROTO_HOPOPTS) // a router alert of 8 octets
 		return bpf_skb_load_bytes(skb, ICMPV6_AT, &next, 1) == 0 && next == IPPROTO_ICMPV6 &&
@@ -352,7 +364,7 @@ static __always_inline int is_own_ipv6(struct __sk_buff *skb, const struct guard
 	if (bpf_skb_load_bytes(skb, ICMPV6_AT, &type, 1) || type == ICMPV6_ADVERTISES_ROUTER || type == ICMPV6_REDIRECTS)
 		return 0;
 	return type != ICMPV6_ADVERTISES_NEIGHBOUR ||
-	       (bpf_skb_load_bytes(skb, ICMPV6_AT + 8, target, 16) == 0 && __builtin_memcmp(target, guard->ipv6, 16) == 0);
+	       (bpf_skb_load_bytes(skb, ICMPV6_AT + 8, target, 16) == 0 && is_ipv6(target, guard->ipv6));
 }
 
 SEC("tc")
@@ -364,7 +376,7 @@ int guard(struct __sk_buff *skb)
 	struct ethhdr eth;
 	int is_own = 0;
 
-	if (guard && bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) == 0 && __builtin_memcmp(eth.h_source, guard->mac, 6) == 0) {
+	if (guard && !skb->vlan_present && bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) == 0 && is_mac(eth.h_source, guard->mac)) {
 		if (eth.h_proto == bpf_htons(ETH_P_IP))
 			is_own = is_own_ipv4(skb, guard);
 		else if (eth.h_proto == bpf_htons(ETH_P_IPV6))
