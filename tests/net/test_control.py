@@ -234,6 +234,6 @@ def test_a_container_speaks_in_its_own_name_alone(site) -> None:
                 seen += [text for text in sent if frame.startswith(text.rstrip("0"))]
         assert seen == own_frames
         shown = json.loads(site.nbctl("-o", "json", "stats", "--no-stream", "web"))
-        assert {"reason": "foreign", "frames": str(len(foreign))} in shown[0]["nics"][0]["tx_drop_reasons"]
+        assert {"reason": "foreign", "frames": len(foreign)} in shown[0]["nics"][0]["tx_drop_reasons"]
         site.daemon.kill()
         site.daemon.start()

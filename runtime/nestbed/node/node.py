@@ -344,7 +344,7 @@ class Node:
         found = []
         for held in self._chosen(names):
             with contextlib.suppress(NotFound, WrongState):  # it went meanwhile
-                used = await traffic.add_classes(self._parts, held.spec.nics, await present(held).stats())
+                used = await traffic.add_classes(self._parts, held.spec.interfaces, await present(held).stats())
                 found.append((held.view(), used))
         return found
 
