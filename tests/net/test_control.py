@@ -223,7 +223,7 @@ def test_a_container_speaks_in_its_own_name_alone(site) -> None:
         "ff" * 6 + mac + "8100" + "0005" + _udp(mac, address)[24:],
         "0180c200000e" + mac + "88cc" + "00" * 46,
     ]
-    for _ in range(2):  # the next daemon guards the port as this one does
+    for times in (1, 2):  # the next daemon guards the port as this one does
         with site.machine.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as end:
             end.bind((BRIDGE, 0))
             end.settimeout(5)
@@ -234,6 +234,6 @@ def test_a_container_speaks_in_its_own_name_alone(site) -> None:
                 seen += [text for text in sent if frame.startswith(text.rstrip("0"))]
         assert seen == own_frames
         shown = json.loads(site.nbctl("-o", "json", "stats", "--no-stream", "web"))
-        assert {"reason": "foreign", "frames": len(foreign)} in shown[0]["nics"][0]["tx_drop_reasons"]
+        assert {"reason": "foreign", "frames": times * len(foreign)} in shown[0]["nics"][0]["tx_drop_reasons"]
         site.daemon.kill()
         site.daemon.start()

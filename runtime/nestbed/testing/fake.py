@@ -139,7 +139,8 @@ class FakeRuntime:
     async def audit(self, containers: Sequence[object]) -> Sequence[Leftover]:
         known = [container for container in containers if isinstance(container, FakeContainer)]
         wanted = {nic.port for container in known for nic in container.nics.values()}
-        extra = [Leftover("extra", "link", name) for name in self.kernel.links if name not in wanted]
+        others = {one.id for one in self.kernel.containers.values() if one.kind is not self._kind}
+        extra = [Leftover("extra", "link", name) for name, owner in self.kernel.links.items() if name not in wanted and owner not in others]
         missing = [Leftover("missing", "link", name) for name in wanted if name not in self.kernel.links]
         ids = {container.id for container in known}
         strays = (container.id for container in self.kernel.containers.values() if container.kind is self._kind)
