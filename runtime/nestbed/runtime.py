@@ -24,10 +24,11 @@ Rules for every method:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from nestbed.imagemodel import DiskFormat, Image
 from nestbed.lanmodel import Nic
 from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartPolicy, Spec, Stats, Status
 
@@ -268,6 +269,58 @@ class Nesting(Protocol):
     @property
     def node_address(self) -> str:
         """``HOST:PORT`` at which the node inside answers, or will; empty while that is not known, or if there is none."""
+        ...
+
+
+class ImageStore(Protocol):
+    """The images of a node. One appears whole or not at all, whatever is killed meanwhile, and never changes."""
+
+    def images(self) -> Sequence[Image]:
+        """All, by name."""
+        ...
+
+    def image(self, name: str) -> Image:
+        """One.
+
+        Raises:
+            NotFound: none (reason IMAGE_NOT_FOUND). CorruptState: its record cannot be understood.
+        """
+        ...
+
+    async def import_image(self, name: str, disk_format: DiskFormat, chunks: AsyncIterator[bytes]) -> Image:
+        """Make an image of the bytes of a file.
+
+        Raises:
+            AlreadyExists: the name is taken. InvalidArgument: no sound disk of that format, or one that names other files.
+            ResourceExhausted: it is too large, or the disk is full. HostLacks. Nothing is left.
+        """
+        ...
+
+    def build_image(self, recipe: str, name: str, *, fresh: bool) -> AsyncGenerator[str | Image, None]:
+        """Make an image by a recipe: what is being done, then the image. A reader that stops ends it, and nothing is left.
+
+        Raises:
+            NotFound: no such recipe (reason RECIPE_NOT_FOUND). AlreadyExists: the name is taken. Busy: another one is being built.
+            HostLacks, ResourceExhausted, Deadline: it failed. Nothing is left.
+        """
+        ...
+
+    async def delete_image(self, name: str) -> None:
+        """Remove one. What was made from it goes on.
+
+        Raises:
+            NotFound: none. InvalidArgument: it is the node's own root (reason HOST_IMAGE).
+        """
+        ...
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """A runtime whose containers start from images."""
+
+    @property
+    def image_store(self) -> ImageStore:
+        """Its images."""
         ...
 
 

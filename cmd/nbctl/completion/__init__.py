@@ -19,6 +19,7 @@ _KIND_BY_METAVAR = {
     "CONTAINER": "containers",
     "LAN": "lans",
     "NODE": "nodes",
+    "IMAGE": "images",
     "LAN[,KEY=VALUE]...": "lans",
     "[reset|show] LAN": "impaired",
     "LAN|CONTAINER[:NIC]": "captured",
@@ -39,6 +40,7 @@ _WORDS_BY_METAVAR = {
     "POLICY": "no on-failure on-failure: always",
     "SIG": "HUP INT QUIT KILL USR1 USR2 TERM CONT STOP",
     "SHELL": " ".join(FILES),
+    "RECIPE": "debian-12",
 }
 assert all(mode in _WORDS_BY_METAVAR["MODE"] for mode in values.FS_MODES)
 
@@ -110,6 +112,7 @@ _nbctl_kind() {
     case $1 in
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
+        images) _nbctl_fill -W "$(nbctl "${host[@]}" image ls -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
         nodes) _nbctl_fill -W "$(nbctl "${host[@]}" node ls -o name 2>/dev/null | tail -n +2)" ;;
         impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
@@ -225,6 +228,12 @@ _nbctl_containers() {
     _describe -t containers container names "$@"
 }
 
+_nbctl_images() {
+    local -a names
+    names=(${(f)"$(nbctl $host image ls -o name 2>/dev/null)"})
+    _describe -t images image names "$@"
+}
+
 _nbctl_lans() {
     local -a names
     names=(${(f)"$(nbctl $host lan ls -o name 2>/dev/null)"})
@@ -337,13 +346,13 @@ def _zsh_option(option: Option) -> str:
 def _zsh_positional(kind: str, index: int, *, is_last: bool) -> str:
     if kind == "commands":
         return "'*::program: _normal'"
-    place = "*" if is_last and kind in {"containers", "lans", "impaired"} else index
+    place = "*" if is_last and kind in {"containers", "lans", "images", "impaired"} else index
     return f"'{place}:{kind.partition(' ')[0] or 'word'}:{_zsh_action(kind)}'"
 
 
 _ZSH_ACTIONS = {
     "files": "_files",
-    **{kind: f"_nbctl_{kind}" for kind in ("containers", "lans", "nodes", "paths", "impaired", "captured")},
+    **{kind: f"_nbctl_{kind}" for kind in ("containers", "lans", "nodes", "images", "paths", "impaired", "captured")},
 }
 
 

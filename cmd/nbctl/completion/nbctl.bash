@@ -8,6 +8,7 @@ _nbctl_kind() {
     case $1 in
         "") ;;
         containers) _nbctl_fill -W "$(nbctl "${host[@]}" ps -a -o name 2>/dev/null)" ;;
+        images) _nbctl_fill -W "$(nbctl "${host[@]}" image ls -o name 2>/dev/null)" ;;
         lans) _nbctl_fill -W "$(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
         nodes) _nbctl_fill -W "$(nbctl "${host[@]}" node ls -o name 2>/dev/null | tail -n +2)" ;;
         impaired) _nbctl_fill -W "reset show $(nbctl "${host[@]}" lan ls -o name 2>/dev/null)" ;;
@@ -32,7 +33,7 @@ _nbctl() {
             -H | --host) host=(-H "${COMP_WORDS[++at]}") ;;
             -o | --output) ((++at)) ;;
             -*) ;;
-            run | create | lan | links | node | import | export)
+            run | create | lan | links | image | node | import | export)
                 if ((at + 1 < COMP_CWORD)); then
                     verb="$word ${COMP_WORDS[++at]}"
                     break
@@ -42,6 +43,7 @@ _nbctl() {
                     create) _nbctl_fill -W "process qemu" ;;
                     lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair up down stats" ;;
                     links) _nbctl_fill -W "up down" ;;
+                    image) _nbctl_fill -W "ls build import inspect rm" ;;
                     node) _nbctl_fill -W "ls info events audit metrics" ;;
                     import) _nbctl_fill -W "topdl containerlab" ;;
                     export) _nbctl_fill -W "topdl containerlab" ;;
@@ -52,7 +54,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan capture up down status diff links verify validate graph import export info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan image capture up down status diff links verify validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -85,6 +87,11 @@ _nbctl() {
         "lan up") options="-h --help --port -H --host -o --output" valued="--port -H --host -o --output" kinds=("lans") ;;
         "lan down") options="-h --help --port -H --host -o --output" valued="--port -H --host -o --output" kinds=("lans") ;;
         "lan stats") options="-h --help -f --follow --interval -H --host -o --output" valued="--interval -H --host -o --output" kinds=("lans") ;;
+        "image ls") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=() ;;
+        "image build") options="-h --help --name --fresh -H --host -o --output" valued="--name -H --host -o --output" kinds=("debian-12") ;;
+        "image import") options="-h --help --format --name -H --host -o --output" valued="--format --name -H --host -o --output" kinds=("files") ;;
+        "image inspect") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("images") ;;
+        "image rm") options="-h --help -f --force -H --host -o --output" valued="-H --host -o --output" kinds=("images") ;;
         "capture") options="-h --help -w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" valued="-w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" kinds=("captured") ;;
         "up") options="-h --help -f --file --on --dry-run --keep -v --verbose -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "down") options="-h --help -f --file --force -v --verbose -H --host -o --output" valued="-f --file -H --host -o --output" kinds=("") ;;
@@ -144,6 +151,7 @@ _nbctl() {
         "lan impair:--port") _nbctl_kind "containers"; return ;;
         "lan up:--port") _nbctl_kind "containers"; return ;;
         "lan down:--port") _nbctl_kind "containers"; return ;;
+        "image import:--format") _nbctl_kind "qcow2 raw"; return ;;
         "capture:-w" | "capture:--write") _nbctl_kind "files"; return ;;
         "up:-f" | "up:--file") _nbctl_kind "files"; return ;;
         "up:--on") _nbctl_kind "files"; return ;;

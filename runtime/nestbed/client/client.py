@@ -16,6 +16,7 @@ from grpc import aio
 
 from nestbed.client import address as addresses
 from nestbed.client.experiments import ExperimentCalls
+from nestbed.client.images import ImageCalls
 from nestbed.client.session import CHUNK_BYTES, Session
 from nestbed.client.status import from_call, from_rpc
 from nestbed.errors import translated
@@ -23,6 +24,7 @@ from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
 from nestbed.v1.container_pb2_grpc import ContainerServiceStub
 from nestbed.v1.experiment_pb2_grpc import ExperimentServiceStub
+from nestbed.v1.image_pb2_grpc import ImageServiceStub
 from nestbed.v1.lan_pb2_grpc import LanServiceStub
 from nestbed.v1.node_pb2_grpc import NodeServiceStub
 
@@ -41,7 +43,7 @@ _OPTIONS = [
 ]
 
 
-class Client(ExperimentCalls):
+class Client(ExperimentCalls, ImageCalls):
     """A connection to one node. Containers are named by id, name or unique prefix of an id; LANs by id or name.
 
     Use it in one event loop, from any number of tasks. Every method raises ``nestbed.errors`` with reason and remedy: those of the
@@ -57,6 +59,7 @@ class Client(ExperimentCalls):
         self._lans = LanServiceStub(channel)
         self._node = NodeServiceStub(channel)
         self._experiments = ExperimentServiceStub(channel)
+        self._images = ImageServiceStub(channel)
 
     @classmethod
     def connect(

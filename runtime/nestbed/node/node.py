@@ -34,6 +34,7 @@ from nestbed.node.authority import Authority
 from nestbed.node.control import ControlNetwork
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
+from nestbed.node.images import Images
 from nestbed.node.impairments import Impairments
 from nestbed.node.lans import Lans
 from nestbed.node.lifecycle import Lifecycle
@@ -88,6 +89,8 @@ class Node:
         self._lifecycle = Lifecycle(self._parts, self._impairments, control)
         self._lans = Lans(self._parts, self._impairments)
         self._links = Links(self._parts)
+        self.images = Images(self._parts)
+        """Its images."""
         self._watch = logs.LogWatch()
         self._closing = contextlib.AsyncExitStack()
 

@@ -56,17 +56,20 @@ def contents(agent: bytes, modules: Sequence[tuple[str, bytes]]) -> list[Entry]:
 
 
 def find_modules(tree: Path, wanted: Sequence[str] = MODULES) -> list[tuple[str, bytes]]:
-    """The modules ``wanted`` of the kernel whose ``lib/modules/VERSION`` is ``tree``, each after those it depends on.
+    """The modules ``wanted`` of the kernel whose ``lib/modules/VERSION`` is ``tree``, each after those it depends on; not those that are
+    built into the kernel.
 
     Raises:
         HostLacks: this kernel has no such module (reason KERNEL_UNSUITABLE).
     """
     files = {_canonical(path.name.removesuffix(".ko")): path for path in tree.rglob("*.ko")}
+    builtin = tree / "modules.builtin"
     found: dict[str, bytes] = {}
+    done = {_canonical(Path(line).stem) for line in (builtin.read_text().splitlines() if builtin.exists() else ())}
 
     def add(name: str) -> None:
         name = _canonical(name)
-        if name in found:
+        if name in found or name in done:
             return
         if name not in files:
             raise HostLacks(

@@ -12,6 +12,7 @@ from nestbed.model import Ability, Bundle, Kind, Spec, Status
 from nestbed.qemu import accel, command, plan, sandbox
 from nestbed.qemu.accel import Accelerator
 from nestbed.qemu.files import Files
+from nestbed.qemu.images import ImageRoom
 from nestbed.qemu.machine import Parts, QemuContainer
 from nestbed.qemu.news import News
 from nestbed.qemu.sandbox import Sandbox, Sandboxes
@@ -28,6 +29,7 @@ class QemuRuntime:
         self._run_dir = run_dir
         self._sandboxes = sandboxes
         self._store = Store(state_dir / "vm")
+        self._images = ImageRoom(state_dir / "vm" / "images")
         self._news = News()
         self._containers: dict[str, QemuContainer] = {}
         self._finding: asyncio.Task[Accelerator] | None = None
@@ -37,9 +39,15 @@ class QemuRuntime:
         """See the contract."""
         return Kind.QEMU
 
+    @property
+    def image_store(self) -> ImageRoom:
+        """See ``nestbed.runtime.HasImages``."""
+        return self._images
+
     async def open(self, listener: StatusListener) -> None:
         """See the contract."""
         self._listener = listener
+        self._images.open()
         self._news.open()
         self._sandboxes.listen(Kind.QEMU, self._on_sandbox)
 
@@ -134,12 +142,13 @@ class QemuRuntime:
     async def audit(self, containers: Sequence[Container]) -> Sequence[Leftover]:
         """See the contract. What a sandbox has in the kernel is compared by the runtime it belongs to."""
         known = {container.id for container in containers}
-        return [
+        machines = [
             Leftover("extra", name.partition(":")[0], name.partition(":")[2], f"of virtual machine {container.id}, which has no record")
             for container in self._containers.values()
             if container.id not in known
             for name in container.objects()
         ]
+        return [*machines, *self._images.audit()]
 
     def _on_sandbox(self, container_id: str, status: Status) -> None:
         container = self._containers.get(container_id)

@@ -26,10 +26,9 @@ from pathlib import Path
 
 from nestbed.errors import HostLacks, translated
 from nestbed.qemu import initramfs
+from nestbed.qemu.recipes import CACHE
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-CACHE = Path("/var/cache/nestbed")
-"""Where ``hack/setup`` leaves the kernel's package, for daemons that reach no mirror: in a namespace, or offline."""
 _PROGRAMS = ("agent", "warden")
 _SOURCES = ("agent.c", "warden.c", "frames.h", "net.h", "netlink.h")
 _CC = ("cc", "-std=gnu11", "-O2", "-static", "-s", "-Wall")

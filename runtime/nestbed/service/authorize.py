@@ -72,6 +72,7 @@ _CONTAINERS = "/nestbed.v1.ContainerService/"
 _LANS = "/nestbed.v1.LanService/"
 _NODE = "/nestbed.v1.NodeService/"
 _EXPERIMENTS = "/nestbed.v1.ExperimentService/"
+_IMAGES = "/nestbed.v1.ImageService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 LEAST_ROLES: Mapping[str, Role] = {
@@ -118,6 +119,11 @@ LEAST_ROLES: Mapping[str, Role] = {
     _EXPERIMENTS + "ExecInElements": Role.OPERATOR,
     _EXPERIMENTS + "SetLinks": Role.OPERATOR,
     _EXPERIMENTS + "VerifyExperiment": Role.OPERATOR,
+    _IMAGES + "ListImages": Role.VIEWER,
+    _IMAGES + "GetImage": Role.VIEWER,
+    _IMAGES + "ImportImage": Role.OPERATOR,
+    _IMAGES + "BuildImage": Role.OPERATOR,
+    _IMAGES + "DeleteImage": Role.OPERATOR,
     _HEALTH + "Check": Role.NOBODY,
     _HEALTH + "Watch": Role.NOBODY,
     _HEALTH + "List": Role.NOBODY,

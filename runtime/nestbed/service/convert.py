@@ -15,10 +15,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nestbed import lanmodel, model
 from nestbed.errors import InvalidArgument
+from nestbed.imagemodel import DiskFormat
 from nestbed.lanmodel import Direction
 from nestbed.model import FsMode, Kind, RestartMode, State
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2, traffic_pb2
+from nestbed.v1 import image_pb2, lan_pb2, traffic_pb2
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ DIRECTIONS: Mapping[int, Direction] = {
     lan_pb2.DIRECTION_BOTH: Direction.BOTH,
 }
 STATES: Mapping[int, State] = {api.ContainerState.Value(f"CONTAINER_STATE_{state.name}"): state for state in State}
+
+DISK_FORMATS: Mapping[int, DiskFormat] = {image_pb2.DiskFormat.Value(f"DISK_FORMAT_{one.name}"): one for one in DiskFormat}
 
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL, unless a request says otherwise."""
@@ -73,6 +76,15 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         qemu=model.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if kind is Kind.QEMU else None,
         control=spec.control if spec.HasField("control") else None,
     )
+
+
+def disk_format(start: image_pb2.ImportImageStart) -> DiskFormat:
+    """The format that is told.
+
+    Raises:
+        InvalidArgument: none is.
+    """
+    return _chosen(DISK_FORMATS, start.format, "format")
 
 
 def _process(spec: api.ProcessSpec, *, admin: bool) -> model.ProcessSpec:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nestbed import lanmodel, model
+from nestbed.imagemodel import Image
 from nestbed.runlog import Entry
 from nestbed.runtime import Leftover
 from nestbed.service.convert import FS_MODES, KINDS, RESTART_MODES, STATES
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
+from nestbed.v1 import image_pb2, lan_pb2, node_pb2, traffic_pb2
 
 _KINDS = {kind: api.ContainerKind.ValueType(number) for number, kind in KINDS.items()}
 _FS_MODES = {mode: api.FsMode.ValueType(number) for number, mode in FS_MODES.items()}
@@ -107,6 +108,23 @@ def nic(value: lanmodel.Nic) -> api.Nic:
         impair_to=_if_any(value.impair_to),
         impair_from=_if_any(value.impair_from),
         is_down=value.is_down,
+    )
+
+
+def image(value: Image) -> image_pb2.Image:
+    """An image as callers see it."""
+    return image_pb2.Image(
+        name=value.name,
+        origin=image_pb2.ImageOrigin.Value(f"IMAGE_ORIGIN_{value.origin.name}"),
+        format=image_pb2.DISK_FORMAT_UNSPECIFIED
+        if value.format is None
+        else image_pb2.DiskFormat.Value(f"DISK_FORMAT_{value.format.name}"),
+        boot=image_pb2.BootWay.Value(f"BOOT_WAY_{value.boot.name}"),
+        stored_bytes=value.stored_bytes,
+        disk_bytes=value.disk_bytes,
+        sha256=value.sha256,
+        recipe=value.recipe,
+        create_time=timestamp(value.created_at),
     )
 
 

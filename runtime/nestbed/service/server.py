@@ -35,14 +35,15 @@ from nestbed.service.experiments import ExperimentCalls
 from nestbed.service.gate import Gate, connections_max
 from nestbed.service.health import Health
 from nestbed.service.identity import Identify, behind_gate, by_certificate
+from nestbed.service.images import ImageCalls
 from nestbed.service.interceptor import Guard
 from nestbed.service.lans import Lans
 from nestbed.service.node import NodeInformation
-from nestbed.v1 import container_pb2_grpc, experiment_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
+from nestbed.v1 import container_pb2_grpc, experiment_pb2_grpc, image_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-SERVICES = ("nestbed.v1.ContainerService", "nestbed.v1.ExperimentService", "nestbed.v1.LanService", "nestbed.v1.NodeService")
+SERVICES = tuple(f"nestbed.v1.{noun}Service" for noun in ("Container", "Experiment", "Image", "Lan", "Node"))
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 ADMIN_SOCKET = "admin.sock"
@@ -119,6 +120,7 @@ class Server:
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node, forward), self.grpc)
         experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(ExperimentCalls(experiments), self.grpc)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(ImageCalls(node), self.grpc)
         lan_pb2_grpc.add_LanServiceServicer_to_server(Lans(node, forward), self.grpc)
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeInformation(node, forward), self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)

@@ -24,7 +24,7 @@ from nbctl.__main__ import run
 from nestbed.errors import InvalidArgument, NestbedError, NotFound, WrongState
 from nestbed.service.status import refusal
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import container_pb2_grpc, lan_pb2, lan_pb2_grpc, node_pb2, node_pb2_grpc
+from nestbed.v1 import container_pb2_grpc, image_pb2, image_pb2_grpc, lan_pb2, lan_pb2_grpc, node_pb2, node_pb2_grpc
 
 Reply = Callable[..., Any]
 
@@ -41,6 +41,7 @@ class Node:
     def __init__(self) -> None:
         self.containers: dict[str, api.Container] = {}
         self.lans: dict[str, lan_pb2.Lan] = {}
+        self.images: dict[str, image_pb2.Image] = {}
         self.leftovers: list[node_pb2.Leftover] = []
         self.calls: list[Any] = []
         self.files = b""
@@ -350,6 +351,41 @@ class Lans(lan_pb2_grpc.LanServiceServicer):
             self.node.ended.wait(10)
 
 
+class Images(image_pb2_grpc.ImageServiceServicer):
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def ListImages(self, request: Any, context: Any) -> Any:
+        return image_pb2.ListImagesResponse(images=self.node.images.values())
+
+    def GetImage(self, request: Any, context: Any) -> Any:
+        if request.image not in self.node.images:
+            refused(context, NotFound(f"there is no image {request.image}", reason="IMAGE_NOT_FOUND", remedy="see `nbctl image ls`"))
+        return image_pb2.GetImageResponse(image=self.node.images[request.image])
+
+    def ImportImage(self, requests: Any, context: Any) -> Any:
+        start = next(requests).start
+        self.node.calls.append(start)
+        if start.name == "broken":
+            refused(context, InvalidArgument("the image names a backing file", reason="BACKING_FILE", remedy="convert it"))
+        self.node.files = b"".join(request.data for request in requests)
+        return image_pb2.ImportImageResponse(image=image_pb2.Image(name=start.name))
+
+    def BuildImage(self, request: Any, context: Any) -> Any:
+        self.node.calls.append(request)
+        context.add_callback(self.node.ended.set)
+        yield image_pb2.BuildImageResponse(step="extracting archives")
+        if request.recipe == "slow":
+            self.node.ready.set()
+            self.node.ended.wait(10)
+        if request.recipe != "lost":
+            yield image_pb2.BuildImageResponse(image=image_pb2.Image(name=request.name or request.recipe))
+
+    def DeleteImage(self, request: Any, context: Any) -> Any:
+        self.node.images.pop(request.image)
+        return image_pb2.DeleteImageResponse()
+
+
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -410,6 +446,7 @@ def node(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch:
     state = Node()
     server = grpc.server(futures.ThreadPoolExecutor(100))
     container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(state), server)
+    image_pb2_grpc.add_ImageServiceServicer_to_server(Images(state), server)
     lan_pb2_grpc.add_LanServiceServicer_to_server(Lans(state), server)
     node_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(state), server)
     served = Served(state, tmp_path, capfdbinary)
