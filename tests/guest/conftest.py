@@ -56,6 +56,13 @@ async def find_accelerator(run_dir: Path) -> None:
     shutil.copy(found, run_dir)
 
 
+def link_store(directory: Path) -> None:
+    """Let what every machine starts from be what earlier tests made; images are each state directory's own."""
+    for name in ("kernels", "programs", "initrd"):
+        (STORE / name).mkdir(parents=True, exist_ok=True)
+        (directory / name).symlink_to(STORE / name)
+
+
 @pytest.fixture
 def bridge() -> Iterator[Rtnl]:
     with contextlib.closing(Rtnl()) as node:
@@ -70,10 +77,10 @@ def bridge() -> Iterator[Rtnl]:
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     """A state directory whose machines start from what earlier tests made."""
-    STORE.mkdir(parents=True, exist_ok=True)
     directory = tmp_path / "state"
-    (directory / "containers").mkdir(parents=True)
-    (directory / "vm").symlink_to(STORE)
+    for name in ("containers", "vm"):
+        (directory / name).mkdir(parents=True)
+    link_store(directory / "vm")
     return directory
 
 
@@ -117,10 +124,9 @@ async def bench(tmp_path: Path, state_dir: Path, bridge: Rtnl, owned_cgroups: se
 
 def prepare(machine: Machine) -> None:
     """Let a machine whose daemon does not run yet begin with what earlier tests made and found out."""
-    machine.state_dir.mkdir(parents=True)
+    (machine.state_dir / "vm").mkdir(parents=True)
     machine.run_dir.mkdir(mode=0o755, parents=True)
-    STORE.mkdir(parents=True, exist_ok=True)
-    (machine.state_dir / "vm").symlink_to(STORE)
+    link_store(machine.state_dir / "vm")
     asyncio.run(find_accelerator(machine.run_dir))
 
 

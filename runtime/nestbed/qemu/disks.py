@@ -28,7 +28,6 @@ _SIGNATURES = (
     (0, b"COWD", "VMDK"),
     (0, b"# Disk DescriptorFile", "VMDK"),
     (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
     (0, b"QED\0", "QED"),
     (64, b"\x7f\x10\xda\xbe", "VDI"),
     (0, b"LUKS\xba\xbe", "LUKS"),

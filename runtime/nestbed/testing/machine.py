@@ -71,9 +71,9 @@ class Machine:
             process.wait()
         return subprocess.CompletedProcess(argv, process.returncode, out.decode(), err.decode())
 
-    def nbctl(self, *args: str) -> subprocess.CompletedProcess[str]:
+    def nbctl(self, *args: str, timeout_seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run nbctl as admin of the machine's daemon."""
-        return self.run(_BIN / "nbctl", "-H", self.address, *args)
+        return self.run(_BIN / "nbctl", "-H", self.address, *args, timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
         """Remove what the daemon holds, if it runs; end daemon and keeper; let the namespace go. What else there is stays, to be found."""

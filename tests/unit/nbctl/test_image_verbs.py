@@ -97,7 +97,7 @@ def test_import_of_standard_input(node: Served) -> None:
         ["import", "disk", "--format", "vmdk", "--name", "a"],
         ["import", "/", "--format", "raw", "--name", "a"],
         ["build"],
-        ["biuld", "debian-12"],
+        ["make", "debian-12"],
     ],
 )
 def test_misused(node: Served, line: list[str]) -> None:
