@@ -30,6 +30,8 @@
 #define AT_ONCE_NS (50 * 1000000ULL)
 #define PIN_NS (5 * SECOND_NS)
 #define SUPERS_MAX 64
+#define PAIRED_NS (50 * 1000000ULL)
+#define TCP_OPTIONS_MAX 40
 #define MEMBER_SLOTS 65536
 #define COPIED 0x80000000 /* in the mark of what goes through the segmenter: the slow path has its copy */
 
@@ -97,6 +99,7 @@ struct place {
 	__u64 window_ns;
 	__u64 pinned_ns; /* until then */
 	__u64 supers;    /* above 0: its frames came as super-frames of late */
+	__u64 paired_ns; /* when a segment of it last took the way through the pair */
 };
 
 struct refusal {
@@ -592,6 +595,8 @@ static __always_inline int strip(struct __sk_buff *skb, struct ethhdr *eth, __u3
 
 static __always_inline int into_bridge(struct __sk_buff *skb, struct lan *lan, struct place *place, const struct headers *headers)
 {
+	int is_large;
+
 	/* Super-frames go straight into the bridge. Segments of TCP take the way through the pair, whose far end puts them together
 	 * again: the two ways are not mixed while super-frames come, or they would overtake each other. */
 	if (skb->gso_size) {
@@ -601,11 +606,17 @@ static __always_inline int into_bridge(struct __sk_buff *skb, struct lan *lan, s
 	}
 	if (!(headers->classes & (1 << CLASS_TCP)))
 		return bpf_redirect(lan->port, BPF_F_INGRESS);
+	is_large = skb->len > headers->length + TCP_OPTIONS_MAX;
 	if (place && place->supers) {
-		if (skb->len > headers->length)
+		if (is_large)
 			place->supers--;
 		return bpf_redirect(lan->port, BPF_F_INGRESS);
 	}
+	/* Nothing is gained by putting acknowledgements together. */
+	if (place && !is_large && place->heard_ns - place->paired_ns > PAIRED_NS)
+		return bpf_redirect(lan->port, BPF_F_INGRESS);
+	if (place && is_large)
+		place->paired_ns = place->heard_ns;
 	return bpf_redirect(lan->outer, 0);
 }
 
