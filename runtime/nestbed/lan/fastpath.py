@@ -6,7 +6,6 @@ on, and counted, without the daemon. The next one loads the programs anew around
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import struct
 from collections.abc import Collection
@@ -152,18 +151,11 @@ class FastPath:
 
     @classmethod
     def load(cls, pin_dir: Path) -> FastPath:
-        """Load them around the maps pinned in ``pin_dir``, on a BPF file system. Maps of another shape, of another version, are dropped.
+        """Load them around the maps pinned in ``pin_dir``, on a BPF file system.
 
         Raises:
             OSError: this kernel, or this process, cannot.
         """
-        try:
-            return cls(bpf.Object.load(OBJECT, pin_dir=pin_dir))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        for name in MAPS:
-            (pin_dir / name).unlink(missing_ok=True)
         return cls(bpf.Object.load(OBJECT, pin_dir=pin_dir))
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ the programs anew around the same maps.
 from __future__ import annotations
 
 import enum
-import errno
 import ipaddress
 import struct
 from collections.abc import Iterable, Iterator
@@ -129,18 +128,11 @@ class PortPrograms:
 
     @classmethod
     def load(cls, pin_dir: Path) -> PortPrograms:
-        """Load them around the maps pinned in ``pin_dir``, on a BPF file system. Maps of another shape, of another version, are dropped.
+        """Load them around the maps pinned in ``pin_dir``, on a BPF file system.
 
         Raises:
             OSError: this kernel, or this process, cannot.
         """
-        try:
-            return cls(bpf.Object.load(OBJECT, pin_dir=pin_dir))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        for name in ("port_traffic", "port_doors", "leg_stages", "leg_counts"):
-            (pin_dir / name).unlink(missing_ok=True)
         return cls(bpf.Object.load(OBJECT, pin_dir=pin_dir))
 
     def close(self) -> None:

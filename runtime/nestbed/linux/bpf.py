@@ -1,7 +1,8 @@
 """bpf(2) through libbpf: objects loaded, maps read and written, things pinned.
 
 Object files are compiled when nestbed is installed (``hack/genbpf``). Maps that say ``LIBBPF_PIN_BY_NAME`` are taken from the directory
-given to :meth:`Object.load` if they are pinned there, and pinned there if they are not: what they hold outlives this process.
+given to :meth:`Object.load` if they are pinned there, and pinned there if they are not: what they hold outlives this process. One that is
+pinned there but of another shape, of another version of the object, is dropped with what it holds.
 A kernel holds a program as long as it is attached, pinned, or open. Attaching to tc is :mod:`nestbed.linux.tc`'s.
 
 Everything raises OSError with the kernel's errno; a program that the verifier refuses, with the end of its log.
@@ -26,6 +27,7 @@ BPF_FS_MAGIC = 0xCAFE4A11
 
 _PER_CPU = frozenset({5, 6, 10, 21})
 """BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH and _PERCPU_CGROUP_STORAGE."""
+_SHAPE = ("type", "key_size", "value_size", "max_entries", "map_flags")
 _LIBBPF_INFO = 1
 _LOG_LINES_MAX = 12
 _LOG_BYTES_MAX = 4 * 1024 * 1024
@@ -81,6 +83,8 @@ def _libbpf() -> Any:
         ("bpf_object__open_file", ctypes.c_void_p),
         ("bpf_object__find_program_by_name", ctypes.c_void_p),
         ("bpf_object__find_map_by_name", ctypes.c_void_p),
+        ("bpf_object__next_map", ctypes.c_void_p),
+        ("bpf_map__pin_path", ctypes.c_char_p),
         ("bpf_object__close", None),
     ):
         getattr(library, name).restype = result
@@ -106,11 +110,10 @@ class Object:
 
     @classmethod
     def load(cls, path: str | Path, *, pin_dir: str | Path | None = None) -> Object:
-        """Load every program and map of the file.
+        """Load every program and map of the file, around the maps of its shape that are pinned in ``pin_dir``.
 
         Raises:
-            OSError: there is no libbpf or no file; the kernel refuses (EINVAL: a program, or a pinned map is of another shape than
-                the file's; EPERM: this process may not).
+            OSError: there is no libbpf or no file; the kernel refuses (EINVAL: a program; EPERM: this process may not).
         """
         library = _libbpf()
         options = _OpenOpts(sz=ctypes.sizeof(_OpenOpts), pin_root_path=None if pin_dir is None else encoded(str(pin_dir)))
@@ -118,12 +121,32 @@ class Object:
         handle = library.bpf_object__open_file(encoded(str(path)), ctypes.byref(options))
         if not handle:
             raise _refused(ctypes.get_errno(), f"opening {path}")
-        result = library.bpf_object__load(ctypes.c_void_p(handle))
+        loaded = cls(handle)
+        try:
+            loaded._drop_pins_of_another_shape()
+            loaded._load(path)
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
+
+    def _load(self, path: str | Path) -> None:
+        result = _libbpf().bpf_object__load(ctypes.c_void_p(self._handle))
         if result < 0:
-            error = _refused(-result, f"loading {path}")
-            library.bpf_object__close(ctypes.c_void_p(handle))
-            raise error
-        return cls(handle)
+            raise _refused(-result, f"loading {path}")
+
+    def _drop_pins_of_another_shape(self) -> None:
+        library, found = _libbpf(), None
+        while found := library.bpf_object__next_map(ctypes.c_void_p(self._handle), ctypes.c_void_p(found)):
+            one = ctypes.c_void_p(found)
+            pin_path = library.bpf_map__pin_path(one)
+            if pin_path is None or not os.path.lexists(pin_path):
+                continue
+            shape = tuple(int(getattr(library, f"bpf_map__{part}")(one)) for part in _SHAPE)
+            with Map.pinned(os.fsdecode(pin_path)) as pinned:
+                is_same = pinned.shape == shape
+            if not is_same:
+                os.unlink(pin_path)
 
     def program(self, name: str) -> int:
         """The descriptor of a program (the C function's name), open as long as this object. KeyError: there is none."""
@@ -164,6 +187,7 @@ class Map:
             os.close(fd)
             raise
         self.key_size, self.value_size, self.max_entries = int(info.key_size), int(info.value_size), int(info.max_entries)
+        self.shape = (int(info.type), self.key_size, self.value_size, self.max_entries, int(info.map_flags))
         self._cpus = cpus() if info.type in _PER_CPU else 0
         self._stride = (self.value_size + 7) & ~7 if self._cpus else self.value_size
 
