@@ -261,8 +261,9 @@ COMMANDS = {
         _verify_options,
         _verify,
         "  nbctl verify street\n  nbctl verify street --save one.json",
-        "Interfaces, MACs, MTUs, addresses, routes, names, neighbours; of all pairs whether they answer, TTL, path MTU, duplicates\n"
-        "and delay; frames from strangers. Elements need python3. Exit status 1 if anything deviates.",
+        "Interfaces, MACs, MTUs, addresses, routes, names, neighbours; of all pairs, by IPv4 and IPv6, whether they answer, TTL, path\n"
+        "MTU and delay; on each LAN rate, loss and duplicates; frames from strangers. Elements need python3. Exit status 1 if anything\n"
+        "deviates.",
     ),
     "diff": Command(
         file_options,

@@ -1,11 +1,21 @@
 """The program that `verify` runs inside an element: looks around, calls its peers, prints what it saw as JSON.
 
-Its source is handed to ``python3 -I -c``: it uses the standard library alone and imports nothing of nestbed. The request is its argument,
-``{"targets": {ADDRESS: SIZE}, "seconds": ..., "sizes": [...]}``: the largest packet that is expected to reach each address (0: none is),
-how long to wait for answers, and other sizes to try, the largest first.
+Its source is handed to ``python3 -I -c``: it uses the standard library alone and imports nothing of nestbed. The request is its argument:
 
-IPv4 only for calls: ICMP echo (RFC 792) through a raw socket, so that TTL and duplicates show. A packet socket per interface (packet(7))
-meanwhile notes from which MACs frames come.
+``targets``
+    addresses to call, each with the largest packet that is expected to reach it (0: none is);
+``seconds``
+    how long to wait for answers;
+``sizes``
+    other sizes to try, the largest first;
+``flows``
+    many calls of one address each: ``{"address", "calls", "gap", "size", "packets", "pace", "skip"}``: small ones, ``gap`` seconds apart,
+    whose answers are counted; then ``packets`` of ``size`` bytes, ``pace`` seconds apart: the rate of the answers once ``skip`` bytes came;
+``look``
+    whether to look around; without it targets are called twice at most, for the time, and nothing else is asked of them.
+
+Calls are ICMP and ICMPv6 echo (RFC 792, RFC 4443) through raw sockets, so that TTL and duplicates show; answers have the kernel's time
+stamps. A packet socket per interface (packet(7)) meanwhile notes from which MACs frames come.
 """
 
 from __future__ import annotations
@@ -22,19 +32,28 @@ from typing import Any
 
 TRIES = 8
 SETTLE_SECONDS = 0.15
-_RTM_GETADDR, _RTM_GETROUTE = 22, 26
+BURST = 8
+"""Packets sent at once where they are closer than the clock can tell."""
+_RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 22, 26, 30
+_FIXED_BYTES = {_RTM_GETADDR: 8, _RTM_GETROUTE: 12, _RTM_GETNEIGH: 12}
 _NLM_F_REQUEST_DUMP = 0x301
 _RTM_F_CLONED = 0x200
 """Of what the kernel notes by itself, such as a path MTU."""
+_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+"""REACHABLE, STALE, DELAY, PROBE, PERMANENT."""
 _ETH_P_ALL = 3
-_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
+_PMTUDISC_PROBE = 3
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
+_SO_TIMESTAMPNS = 35
 _PACKET_OUTGOING = 4
-_HEADERS = 28
+_HEADERS = {4: 28, 6: 48}
+"""Bytes of the IP and the ICMP header."""
+_FRAME_BYTES = 14
 
 
 def dump(kind: int) -> list[tuple[bytes, dict[int, bytes]]]:
     """A dump of rtnetlink(7): for each entry its fixed part (from behind the message header on) and its attributes."""
-    size = {_RTM_GETADDR: 8, _RTM_GETROUTE: 12}[kind]
+    size = _FIXED_BYTES[kind]
     found: list[tuple[bytes, dict[int, bytes]]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.send(struct.pack("=IHHII", 16 + size, kind, _NLM_F_REQUEST_DUMP, 1, 0) + bytes(size))
@@ -59,13 +78,13 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def interfaces() -> dict[str, dict[str, Any]]:
-    """Every interface but lo: MAC, MTU, addresses that are not link-local."""
+    """Every interface but lo: MAC, MTU, carrier, addresses that are not link-local."""
     found: dict[str, dict[str, Any]] = {}
     for number, name in socket.if_nameindex():
         if name != "lo":
-            folder = f"/sys/class/net/{name}"
-            mac, mtu = (open(f"{folder}/{what}").read().strip() for what in ("address", "mtu"))  # noqa: SIM115
-            found[name] = {"number": number, "mac": mac, "mtu": int(mtu), "addresses": []}
+            mac, mtu, flags = (open(f"/sys/class/net/{name}/{what}").read().strip() for what in ("address", "mtu", "flags"))  # noqa: SIM115
+            is_up = bool(int(flags, 16) & 1) and open(f"/sys/class/net/{name}/carrier").read().strip() == "1"  # noqa: SIM115
+            found[name] = {"number": number, "mac": mac, "mtu": int(mtu), "carrier": is_up, "addresses": []}
     by_number = {entry["number"]: entry for entry in found.values()}
     for fixed, given in dump(_RTM_GETADDR):
         _, prefix, _, _, number = struct.unpack("=BBBBI", fixed)
@@ -84,7 +103,7 @@ def routes() -> dict[str, str]:
         family, prefix, _, _, table, _, _, _, flags = struct.unpack("=BBBBBBBBI", fixed)
         if 5 in given and table == 254 and not flags & _RTM_F_CLONED:
             start = given.get(1, bytes(4 if family == socket.AF_INET else 16))
-            found["default" if not prefix else f"{ipaddress.ip_address(start)}/{prefix}"] = str(ipaddress.ip_address(given[5]))
+            found[f"{ipaddress.ip_address(start)}/{prefix}"] = str(ipaddress.ip_address(given[5]))
     return found
 
 
@@ -101,10 +120,15 @@ def names() -> dict[str, list[str]]:
 
 
 def neighbours() -> dict[str, str]:
-    """Resolved entries of the ARP table."""
-    with open("/proc/net/arp") as file:
-        rows = [line.split() for line in file.readlines()[1:]]
-    return {row[0]: row[3] for row in rows if int(row[2], 16) & 2}
+    """Resolved entries of the tables of ARP (RFC 826) and of neighbour discovery (RFC 4861): MACs by address."""
+    found = {}
+    for fixed, given in dump(_RTM_GETNEIGH):
+        family, state = fixed[0], struct.unpack_from("=H", fixed, 8)[0]  # struct ndmsg: family, padding, index, state, ...
+        if family in (socket.AF_INET, socket.AF_INET6) and state & _NUD_RESOLVED and 1 in given and len(given.get(2, b"")) == 6:
+            address = ipaddress.ip_address(given[1])
+            if not address.is_multicast:
+                found[str(address)] = given[2].hex(":")
+    return found
 
 
 def checksum(data: bytes) -> int:
@@ -115,54 +139,74 @@ def checksum(data: bytes) -> int:
 
 
 class Caller:
-    """Echo requests out, replies in, by sequence number."""
+    """Echo requests out, replies in, by sequence number. Times are seconds of CLOCK_REALTIME, which the kernel stamps with."""
 
-    def __init__(self) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        self.socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    def __init__(self, versions: set[int]) -> None:
+        self.sockets: dict[int, socket.socket] = {}
+        if 4 in versions:
+            self.sockets[4] = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            self.sockets[4].setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        if 6 in versions:
+            self.sockets[6] = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            self.sockets[6].setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+            self.sockets[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+        for each in self.sockets.values():
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            each.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.ident = os.getpid() & 0xFFFF
         self.sequence = 0
         self.sent: dict[int, tuple[str, float]] = {}
-        self.replies: dict[int, list[tuple[int, float]]] = {}
+        self.replies: dict[int, list[tuple[int, float, float]]] = {}
         self.sniffers = {}
         for name in (name for _, name in socket.if_nameindex() if name != "lo"):
-            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # with a protocol it would hear all interfaces until it is bound
             sniffer.bind((name, _ETH_P_ALL))
             self.sniffers[sniffer] = name
         self.heard: dict[str, set[str]] = {name: set() for name in self.sniffers.values()}
 
-    def call(self, address: str, size: int = 64) -> int:
-        """Send a request of ``size`` bytes with IP header; its sequence number, or -1 if it does not fit the first interface."""
+    def call(self, address: str, size: int = 0) -> int:
+        """Send a request of ``size`` bytes with IP header (64 at least); its sequence number, or -1 if it does not fit."""
+        version = 6 if ":" in address else 4
         self.sequence = (self.sequence + 1) & 0xFFFF
-        body = struct.pack("!BBHHH", 8, 0, 0, self.ident, self.sequence) + bytes(size - _HEADERS + size % 2)
-        body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
-        self.sent[self.sequence] = (address, time.monotonic())
+        room = max(size, 64) - _HEADERS[version]
+        kind = 8 if version == 4 else 128
+        body = struct.pack("!BBHHH", kind, 0, 0, self.ident, self.sequence) + bytes(room)
+        if version == 4:  # the kernel fills in that of ICMPv6
+            body = body[:2] + struct.pack("!H", checksum(body + bytes(len(body) % 2))) + body[4:]
+        self.replies.pop(self.sequence, None)
+        self.sent[self.sequence] = (address, time.time())
         try:
-            self.socket.sendto(body[: size - 20], (address, 0))
+            self.sockets[version].sendto(body, (address, 0))
         except OSError:
             return -1
         return self.sequence
 
-    def listen(self, seconds: float, wanted: set[int]) -> None:
+    def listen(self, seconds: float, wanted: set[int] | None = None) -> None:
         """Take in replies until all ``wanted`` are there and things have settled, or the time is over."""
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end:
-            if wanted <= self.replies.keys():
+            if wanted is not None and wanted <= self.replies.keys():
                 end = min(end, now + SETTLE_SECONDS)
-                wanted = {-1}
-            for ready in select.select([self.socket, *self.sniffers], [], [], max(0, end - now))[0]:
-                if ready is self.socket:
-                    self._reply()
-                else:
+                wanted = None
+            for ready in select.select([*self.sockets.values(), *self.sniffers], [], [], max(0, end - now))[0]:
+                if ready in self.sniffers:
                     self._frame(ready)
+                else:
+                    self._reply(ready)
 
-    def _reply(self) -> None:
-        data = self.socket.recv(1 << 16)
-        at = (data[0] & 15) * 4
+    def _reply(self, ready: socket.socket) -> None:
+        data, extra, _, _ = ready.recvmsg(1 << 16, 256)
+        given = {(level, kind): value for level, kind, value in extra}
+        stamp = given.get((socket.SOL_SOCKET, _SO_TIMESTAMPNS), b"")
+        seconds, nanoseconds = struct.unpack("@ll", stamp) if len(stamp) == 16 else (time.time(), 0)
+        if ready.family == socket.AF_INET:
+            at, ttl, wanted = (data[0] & 15) * 4, data[8], 0
+        else:
+            at, ttl, wanted = 0, struct.unpack("@i", given.get((socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT), bytes(4)))[0], 129
         kind, _, _, ident, sequence = struct.unpack_from("!BBHHH", data, at)
-        if kind == 0 and ident == self.ident and sequence in self.sent:
-            self.replies.setdefault(sequence, []).append((data[8], time.monotonic() - self.sent[sequence][1]))
+        if kind == wanted and ident == self.ident and sequence in self.sent:
+            came = seconds + nanoseconds / 1e9
+            self.replies.setdefault(sequence, []).append((ttl, came - self.sent[sequence][1], came))
 
     def _frame(self, sniffer: socket.socket) -> None:
         data, where = sniffer.recvfrom(64)
@@ -170,11 +214,11 @@ class Caller:
             self.heard[self.sniffers[sniffer]].add(data[6:12].hex(":"))
 
 
-def call_all(caller: Caller, targets: dict[str, int], seconds: float) -> dict[str, dict[str, Any]]:
-    """Call each until it answers, TRIES times (twice if none is expected); how: TTL of the reply, replies too many, shortest time."""
+def call_all(caller: Caller, targets: dict[str, int], seconds: float, tries: int) -> dict[str, dict[str, Any]]:
+    """Call each until it answers, ``tries`` times (twice if none is expected); how: TTL of the reply, replies too many, shortest time."""
     found: dict[str, dict[str, Any]] = {}
     asked: dict[int, str] = {}
-    for number in range(TRIES):
+    for number in range(tries):
         missing = [address for address, size in targets.items() if number < 2 or (address not in found and size)]
         if not missing:
             break
@@ -182,7 +226,7 @@ def call_all(caller: Caller, targets: dict[str, int], seconds: float) -> dict[st
         asked.update(round_)
         caller.listen(seconds, {sequence for sequence, address in round_.items() if targets[address]})
         for sequence, address in asked.items():
-            for ttl, took in caller.replies.get(sequence, []):
+            for ttl, took, _ in caller.replies.get(sequence, []):
                 entry = found.setdefault(address, {"ttl": ttl, "seconds": took})
                 entry["seconds"] = min(entry["seconds"], took)
     for address, entry in found.items():
@@ -211,24 +255,54 @@ def largest(caller: Caller, targets: dict[str, int], sizes: list[int], seconds: 
     return found
 
 
+def flow(caller: Caller, asked: dict[str, Any], seconds: float) -> dict[str, float]:
+    """What comes of many calls of one address: how many there were, how many had an answer, answers too many, their rate (0: unknown)."""
+    address = asked["address"]
+
+    def send(count: int, size: int, gap: float) -> list[int]:
+        sent, due = [], time.monotonic()
+        for number in range(count):
+            if number % (BURST if gap < 0.001 else 1) == 0:
+                caller.listen(max(due - time.monotonic(), 0.00001))
+            sent.append(caller.call(address, size))
+            due += gap
+        caller.listen(seconds, {sequence for sequence in sent if sequence >= 0})
+        return sent
+
+    sent = send(asked["calls"], 0, asked["gap"])
+    counts = [len(caller.replies.get(sequence, [])) for sequence in sent]
+    answered = sum(1 for count in counts if count)
+    rate = 0.0
+    if asked["packets"]:
+        train = send(asked["packets"], asked["size"], asked["pace"])
+        came = sorted(reply[2] for sequence in train for reply in caller.replies.get(sequence, []))
+        skipped = asked["skip"] // (asked["size"] + _FRAME_BYTES) + 1
+        kept = came[skipped:]
+        if len(kept) > 2 and kept[-1] > kept[0]:
+            rate = (len(kept) - 1) * (asked["size"] + _FRAME_BYTES) * 8 / (kept[-1] - kept[0])
+    return {"calls": len(sent), "answered": answered, "duplicates": sum(counts) - answered, "rate": rate}
+
+
 def main() -> None:
     """Print what is seen."""
     request = json.loads(sys.argv[1])
-    caller = Caller()
     targets, seconds = request["targets"], request["seconds"]
-    heard = call_all(caller, targets, seconds)
-    reached = {address: size for address, size in targets.items() if address in heard}
-    for address, size in largest(caller, reached, request["sizes"], seconds).items():
-        heard[address]["path_mtu"] = size
-    seen = {
-        "hostname": socket.gethostname(),
-        "interfaces": interfaces(),
-        "routes": routes(),
-        "names": names(),
-        "neighbours": neighbours(),
-        "calls": heard,
-        "heard": {name: sorted(macs) for name, macs in caller.heard.items()},
-    }
+    called = [*targets, *(asked["address"] for asked in request["flows"])]
+    caller = Caller({6 if ":" in address else 4 for address in called})
+    heard = call_all(caller, targets, seconds, TRIES if request["look"] else 2)
+    seen: dict[str, Any] = {"calls": heard, "flows": {asked["address"]: flow(caller, asked, seconds) for asked in request["flows"]}}
+    if request["look"]:
+        reached = {address: size for address, size in targets.items() if address in heard}
+        for address, size in largest(caller, reached, request["sizes"], seconds).items():
+            heard[address]["path_mtu"] = size
+        seen |= {
+            "hostname": socket.gethostname(),
+            "interfaces": interfaces(),
+            "routes": routes(),
+            "names": names(),
+            "neighbours": neighbours(),
+            "heard": {name: sorted(macs) for name, macs in caller.heard.items()},
+        }
     print(json.dumps(seen))  # noqa: T201 - that is how it answers
 
 

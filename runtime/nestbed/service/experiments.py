@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -63,7 +64,8 @@ class ExperimentCalls(ExperimentServiceServicer):
             for element, by_address in verdict.measured.items()
             for address, milliseconds in by_address.items()
         ]
-        return api.VerifyExperimentResponse(observation=verdict.observation, deviations=verdict.deviations, times=times)
+        flows = [api.MeasuredFlow(**dataclasses.asdict(flow)) for flow in verdict.flows]
+        return api.VerifyExperimentResponse(observation=verdict.observation, deviations=verdict.deviations, times=times, flows=flows)
 
 
 def _files(request: api.UpRequest | api.DiffExperimentRequest) -> tuple[File, File | None]:

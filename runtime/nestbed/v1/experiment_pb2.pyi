@@ -924,6 +924,44 @@ class MeasuredTime(_message.Message):
 Global___MeasuredTime: _TypeAlias = MeasuredTime  # noqa: Y015
 
 @_typing.final
+class MeasuredFlow(_message.Message):
+    """MeasuredFlow is what came of many calls of an address on a LAN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    RATE_BPS_FIELD_NUMBER: _builtins.int
+    element: _builtins.str
+    """Who called."""
+    address: _builtins.str
+    """Which address."""
+    loss: _builtins.float
+    """Share of the calls that had no answer."""
+    duplicates: _builtins.float
+    """Share of the answers that came twice."""
+    rate_bps: _builtins.float
+    """Bits per second of Ethernet frames at which answers came; 0 if that could not be told."""
+    def __init__(
+        self,
+        *,
+        element: _builtins.str = ...,
+        address: _builtins.str = ...,
+        loss: _builtins.float = ...,
+        duplicates: _builtins.float = ...,
+        rate_bps: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "duplicates", b"duplicates", "element", b"element", "loss", b"loss", "rate_bps", b"rate_bps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredFlow: _TypeAlias = MeasuredFlow  # noqa: Y015
+
+@_typing.final
 class VerifyExperimentResponse(_message.Message):
     """VerifyExperimentResponse tells what was seen."""
 
@@ -932,6 +970,7 @@ class VerifyExperimentResponse(_message.Message):
     OBSERVATION_FIELD_NUMBER: _builtins.int
     DEVIATIONS_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
     observation: _builtins.str
     """A canonical JSON document without measured values: the same, byte by byte, on whatever nodes the experiment is."""
     @_builtins.property
@@ -942,16 +981,21 @@ class VerifyExperimentResponse(_message.Message):
     def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredTime]:
         """Times."""
 
+    @_builtins.property
+    def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredFlow]:
+        """Rates, losses and duplicates."""
+
     def __init__(
         self,
         *,
         observation: _builtins.str = ...,
         deviations: _abc.Iterable[_builtins.str] | None = ...,
         times: _abc.Iterable[Global___MeasuredTime] | None = ...,
+        flows: _abc.Iterable[Global___MeasuredFlow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "observation", b"observation", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "flows", b"flows", "observation", b"observation", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

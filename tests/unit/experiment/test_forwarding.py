@@ -22,12 +22,12 @@ elements:
 @pytest.mark.parametrize(
     ("source", "address", "expected"),
     [
-        ("a", "10.0.0.2", Expected(64, 1500, 0)),
-        ("a", "10.0.1.1", Expected(64, 1500, 0)),
+        ("a", "10.0.0.2", Expected(64, 1500, neighbour=True)),
+        ("a", "10.0.1.1", Expected(64, 1500, neighbour=True)),
         ("a", "10.0.1.2", Expected(63, 1400, 10_000)),
         ("a", "10.0.2.2", Expected(62, 1400, 12_000)),
         ("b", "10.0.0.1", Expected(62, 1400, 12_000)),
-        ("r1", "10.0.2.1", Expected(64, 1400, 10_000)),
+        ("r1", "10.0.2.1", Expected(64, 1400, 10_000, neighbour=True)),
     ],
 )
 def test_answers(source: str, address: str, expected: Expected) -> None:
