@@ -324,6 +324,22 @@ class HasImages(Protocol):
         ...
 
 
+@runtime_checkable
+class Reporting(Protocol):
+    """A container whose programs can write to the FIFO ``nestbed.agentdir.REPORT`` of its bundle, from before its first program begins.
+
+    What they wrote and nobody has read yet stays until ``recover`` or ``destroy`` of a container that has ended.
+    """
+
+    def open_agent(self) -> int:
+        """The directory that its programs see as ``nestbed.agentdir.DIRECTORY``, opened with O_PATH: the caller's. Its content is theirs.
+
+        Raises:
+            WrongState: it does not run. NotFound: there is something else at that place.
+        """
+        ...
+
+
 class PortHook(Protocol):
     """Told by the runtimes of the ports they make: the LAN plane is one. All are called in the event loop and take far less than 1 ms."""
 

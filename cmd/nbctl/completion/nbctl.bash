@@ -33,7 +33,7 @@ _nbctl() {
             -H | --host) host=(-H "${COMP_WORDS[++at]}") ;;
             -o | --output) ((++at)) ;;
             -*) ;;
-            run | create | lan | links | image | node | import | export)
+            run | create | lan | agent | links | image | node | import | export)
                 if ((at + 1 < COMP_CWORD)); then
                     verb="$word ${COMP_WORDS[++at]}"
                     break
@@ -42,6 +42,7 @@ _nbctl() {
                     run) _nbctl_fill -W "process qemu" ;;
                     create) _nbctl_fill -W "process qemu" ;;
                     lan) _nbctl_fill -W "create ls inspect rm connect disconnect impair up down stats" ;;
+                    agent) _nbctl_fill -W "ls reports tell barriers traffic" ;;
                     links) _nbctl_fill -W "up down" ;;
                     image) _nbctl_fill -W "ls build import inspect rm" ;;
                     node) _nbctl_fill -W "ls info events audit metrics" ;;
@@ -54,7 +55,7 @@ _nbctl() {
         esac
     done
     case $verb in
-        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan image capture up down status diff links verify validate graph import export info audit node version completion") ;;
+        "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan image capture agent up down status diff links verify validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
@@ -93,6 +94,11 @@ _nbctl() {
         "image inspect") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("images") ;;
         "image rm") options="-h --help -f --force -H --host -o --output" valued="-H --host -o --output" kinds=("images") ;;
         "capture") options="-h --help -w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" valued="-w --write -f --filter -s --snaplen -c --count --size --duration -H --host -o --output" kinds=("captured") ;;
+        "agent ls") options="-h --help -x --experiment -H --host -o --output" valued="-x --experiment -H --host -o --output" kinds=("containers") ;;
+        "agent reports") options="-h --help -f --follow -n --tail -x --experiment -H --host -o --output" valued="-n --tail -x --experiment -H --host -o --output" kinds=("containers") ;;
+        "agent tell") options="-h --help -x --experiment -H --host -o --output" valued="-x --experiment -H --host -o --output" kinds=("containers" "") ;;
+        "agent barriers") options="-h --help -x --experiment -H --host -o --output" valued="-x --experiment -H --host -o --output" kinds=() ;;
+        "agent traffic") options="-h --help --interval --no-stream -H --host -o --output" valued="--interval -H --host -o --output" kinds=("" "") ;;
         "up") options="-h --help -f --file --on --dry-run --keep -v --verbose -H --host -o --output" valued="-f --file --on -H --host -o --output" kinds=() ;;
         "down") options="-h --help -f --file --force -v --verbose -H --host -o --output" valued="-f --file -H --host -o --output" kinds=("") ;;
         "status") options="-h --help -H --host -o --output" valued="-H --host -o --output" kinds=("") ;;

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from nestbed.client import address as addresses
+from nestbed.client.agents import AgentCalls
 from nestbed.client.experiments import ExperimentCalls
 from nestbed.client.images import ImageCalls
 from nestbed.client.session import CHUNK_BYTES, Session
@@ -22,6 +23,7 @@ from nestbed.client.status import from_call, from_rpc
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
+from nestbed.v1.agent_pb2_grpc import AgentServiceStub
 from nestbed.v1.container_pb2_grpc import ContainerServiceStub
 from nestbed.v1.experiment_pb2_grpc import ExperimentServiceStub
 from nestbed.v1.image_pb2_grpc import ImageServiceStub
@@ -43,7 +45,7 @@ _OPTIONS = [
 ]
 
 
-class Client(ExperimentCalls, ImageCalls):
+class Client(AgentCalls, ExperimentCalls, ImageCalls):
     """A connection to one node. Containers are named by id, name or unique prefix of an id; LANs by id or name.
 
     Use it in one event loop, from any number of tasks. Every method raises ``nestbed.errors`` with reason and remedy: those of the
@@ -55,6 +57,7 @@ class Client(ExperimentCalls, ImageCalls):
         self._address = address
         self._call_seconds = call_seconds
         self._resources = resources
+        self._agents = AgentServiceStub(channel)
         self._containers = ContainerServiceStub(channel)
         self._lans = LanServiceStub(channel)
         self._node = NodeServiceStub(channel)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nestbed.errors import Busy, InvalidArgument, NestbedError, NotFound, shown
-from nestbed.experiment import everywhere, present, requests
+from nestbed.experiment import agents, everywhere, present, requests
 from nestbed.experiment import links as cables
 from nestbed.experiment import plan as planning
 from nestbed.experiment import verify as verification
@@ -25,7 +25,7 @@ from nestbed.experiment.requests import Digests
 from nestbed.experiment.verify import Verdict
 from nestbed.experiment.work import Rise, fall
 from nestbed.log import fields
-from nestbed.v1 import container_pb2, experiment_pb2
+from nestbed.v1 import agent_pb2, container_pb2, experiment_pb2
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Experiments:
         self._records: dict[str, ExperimentRecord] = {}
         self._plans: dict[str, tuple[Plan, Digests]] = {}
         self._runs: dict[str, _Run] = {}
+        self._barriers: dict[str, asyncio.Task[None]] = {}
 
     def open(self) -> None:
         """Read the records, and go on with what was under way. The node answers already."""
@@ -62,14 +63,18 @@ class Experiments:
             self._records[record.name] = record
             if record.phase is Phase.RISING:
                 self._launch(record, self._rise)
+                self._let_meet(record)
             elif record.phase is Phase.FALLING:
                 self._launch(record, self._fall)
+            else:
+                self._let_meet(record)
 
     async def aclose(self) -> None:
         """Leave off; the next daemon goes on. Idempotent."""
-        for run in self._runs.values():
-            run.task.cancel()
-        await asyncio.gather(*(run.task for run in self._runs.values()), return_exceptions=True)
+        tasks = [*(run.task for run in self._runs.values()), *self._barriers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ------------------------------------------------------------ what callers ask for
 
@@ -95,6 +100,7 @@ class Experiments:
         self._plans[plan.name] = plan, digests
         self._keep_record(record)
         self._store.write_copies(record, plan.text())
+        self._let_meet(record)
         return self._launch(record, self._rise)
 
     async def down(self, name: str, *, force: bool, admin: bool) -> Progress:
@@ -206,7 +212,72 @@ class Experiments:
         async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
             return await verification.verify(plan, fleet)
 
+    async def agents(self, name: str, elements: Sequence[str]) -> list[agent_pb2.Agent]:
+        """What the agents know of an experiment's elements (names or globs; none is all).
+
+        Raises:
+            NotFound: there is no such experiment or element.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+            return await agents.views(plan, fleet, elements)
+
+    async def traffic(self, name: str, elements: Sequence[str]) -> list[container_pb2.ContainerStats]:
+        """What an experiment's elements use now.
+
+        Raises:
+            NotFound: there is no such experiment or element.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+            return await agents.traffic(plan, fleet, elements)
+
+    async def tell(self, name: str, element: str, text: str, *, admin: bool) -> None:
+        """Add a line to the orders of an experiment's elements (a name or a glob).
+
+        Raises:
+            NotFound: there is no such experiment or element. PermissionDenied: an element is privileged and the caller is not admin.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        check_may(plan, admin=admin)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+            await agents.tell(plan, fleet, element, text)
+
+    async def reports(self, name: str, element: str, *, tail: int | None, follow: bool) -> AsyncGenerator[agent_pb2.Report, None]:
+        """What an element's programs reported.
+
+        Raises:
+            NotFound: there is no such experiment or element.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        planned = plan.elements.get(element) or agents.select(plan, [element])[0]
+        async with (
+            Fleet(addresses(plan), self._connect, admin=record.admin) as fleet,
+            contextlib.aclosing(fleet.clients[planned.node].reports(planned.node_name, tail=tail, follow=follow)) as found,
+        ):
+            async for report in found:
+                yield report
+
     # ------------------------------------------------------------ work
+
+    def _let_meet(self, record: ExperimentRecord) -> None:
+        """Let the experiment's elements meet at barriers, for as long as it is there; by its latest plan."""
+
+        async def run(before: asyncio.Task[None] | None) -> None:
+            if before is not None:
+                before.cancel()
+                await asyncio.gather(before, return_exceptions=True)
+            plan, _ = await self._planned(record)
+            async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+                await agents.Barriers(plan, fleet, self._store.folder(record.name)).run()
+
+        task = asyncio.create_task(run(self._barriers.get(record.name)), name=f"barriers of {record.name}")
+        task.add_done_callback(_report)
+        self._barriers[record.name] = task
 
     def _launch(self, record: ExperimentRecord, work: Callable[[ExperimentRecord, Progress], Coroutine[Any, Any, None]]) -> Progress:
         progress = Progress()
@@ -256,6 +327,10 @@ class Experiments:
         if problems:
             self._finish(record, progress, [*record.problems, *problems])
             return
+        meeting = self._barriers.pop(record.name, None)
+        if meeting is not None:
+            meeting.cancel()
+            await asyncio.gather(meeting, return_exceptions=True)
         self._store.remove(record.name)
         self._records.pop(record.name, None)
         self._plans.pop(record.name, None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from nestbed.client import Client
-from nestbed.errors import NestbedError
+from nestbed.errors import NestbedError, shown
 from nestbed.experiment.plan import STARTUP_DONE, PlannedElement
 from nestbed.experiment.ranges import fill
+from nestbed.node.agent import lines
 from nestbed.v1 import container_pb2 as api
 
 ASK_SECONDS = 0.2
@@ -42,6 +44,8 @@ async def wait_ready(client: Client, planned: PlannedElement) -> None:
                 await _asked_until(client, planned, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], port=ready.port)
             if ready.command:
                 await _asked_until(client, planned, [fill(arg, planned.element.number) for arg in ready.command])
+            if ready.report:
+                await _reported(client, planned, fill(ready.report, planned.element.number))
             if ready.ended:
                 await _ended(client, planned)
     except TimeoutError:
@@ -51,7 +55,7 @@ async def wait_ready(client: Client, planned: PlannedElement) -> None:
 def has_conditions(planned: PlannedElement) -> bool:
     """Whether there is anything to wait for once it runs."""
     ready = planned.element.words.ready
-    return bool(planned.element.words.startup or ready.log or ready.port or ready.command or ready.ended)
+    return bool(planned.element.words.startup or ready.log or ready.port or ready.command or ready.report or ready.ended)
 
 
 def how_it_ended(container: api.Container) -> str:
@@ -100,6 +104,32 @@ async def _log_holds(client: Client, planned: PlannedElement, text: str) -> None
         if wanted in seen:
             return
     raise await failure(client, planned)
+
+
+async def _reported(client: Client, planned: PlannedElement, text: str) -> None:
+    """Wait until a report of this run holds every field of ``text``."""
+    since = (await client.get_container(planned.node_name)).start_time.ToNanoseconds()
+    try:
+        wanted = dict(lines.parse(text.encode()))
+    except lines.Garbage as error:
+        raise NotReady(f"cannot become ready: nobody can report {shown(text)}") from error
+
+    async def heard(*, follow: bool) -> bool:
+        async with contextlib.aclosing(client.reports(planned.node_name, follow=follow)) as reports:
+            async for report in reports:
+                if report.time.ToNanoseconds() >= since and wanted.items() <= dict(report.fields).items():
+                    return True
+        return False
+
+    hearing, ending = asyncio.ensure_future(heard(follow=True)), asyncio.ensure_future(client.wait_container(planned.node_name))
+    try:
+        await asyncio.wait((hearing, ending), return_when=asyncio.FIRST_COMPLETED)
+        if not (hearing.done() and hearing.result()) and not await heard(follow=False):
+            raise await failure(client, planned)
+    finally:
+        for task in (hearing, ending):
+            task.cancel()
+        await asyncio.gather(hearing, ending, return_exceptions=True)
 
 
 async def _ended(client: Client, planned: PlannedElement) -> None:

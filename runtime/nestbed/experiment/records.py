@@ -75,6 +75,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def folder(self, name: str) -> Path:
+        """The directory of an experiment that has a record."""
+        return self._folder / name
+
     def write(self, record: ExperimentRecord) -> None:
         """Write the record of an experiment, or replace it."""
         here = self._folder / record.name

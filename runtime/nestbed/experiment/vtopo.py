@@ -148,6 +148,7 @@ class ReadyWords:
     log: str = word(TEXT, "its output holds this text", "")
     port: int = word(whole(1, 65535), "something inside listens on this TCP port", 0)
     command: tuple[str, ...] = word(Command(), "this, run inside, ends with 0", ())
+    report: str = word(TEXT, "its programs reported this, such as state=ready", "")
     ended: bool = word(FLAG, "its program has ended with 0", False)
     timeout: float = word(TIME_LIMIT, "how long it may take", 30.0)
 

@@ -13,6 +13,7 @@ from nestbed.errors import CorruptState, NestbedError, WrongState
 from nestbed.log import fields
 from nestbed.model import ContainerRequest, ExitStatus, Kind, Mount, ProcessSpec, Spec, State, Status
 from nestbed.node import privilege, requests, wiring
+from nestbed.node.agent.agent import Agent
 from nestbed.node.bounds import check_container, check_request_id
 from nestbed.node.control import ControlNetwork, is_wanted
 from nestbed.node.impairments import Impairments
@@ -27,10 +28,11 @@ _AT_REST = (State.CREATED, State.STOPPED)
 class Lifecycle:
     """The containers of one node, from being made to being removed."""
 
-    def __init__(self, parts: Parts, impairments: Impairments, control: ControlNetwork) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments, control: ControlNetwork, agent: Agent) -> None:
         self._parts = parts
         self._impairments = impairments
         self._control = control
+        self._agent = agent
 
     # ------------------------------------------------------------ make
 
@@ -160,6 +162,7 @@ class Lifecycle:
         before, held.last = held.last, status
         for kind, attributes in _happenings(before, status):
             self._parts.events.publish(kind, container_id, held.spec.name, **attributes)
+        self._agent.follow(held, status)
         held.wake()
         if status.state is State.STOPPED and before.state is not State.STOPPED:
             self.remove_if_wanted(held)
@@ -186,6 +189,7 @@ class Lifecycle:
 
     async def _remove(self, held: Held) -> None:
         spec = held.spec
+        self._agent.forget(spec.id)
         self._parts.store.unmark_made(spec.id)
         try:
             if held.container is not None:
@@ -242,6 +246,7 @@ class Lifecycle:
 
     async def _take_up(self, held: Held) -> None:
         spec = held.spec
+        self._agent.recover(held)
         try:
             held.container = await self._parts.runtime(spec.kind).recover(spec, held.bundle)
         except CorruptState as error:
@@ -252,6 +257,7 @@ class Lifecycle:
             _logger.exception("container not taken up", extra=fields(container=spec.id, reason=error.reason, cause=error.message))
         else:
             held.last = held.container.status
+            self._agent.follow(held, held.last)
             if held.last.state is State.STOPPED:
                 self.remove_if_wanted(held)
 

@@ -30,6 +30,8 @@ from nestbed.lanmodel import (
 )
 from nestbed.model import Change, ContainerRequest, ContainerView, Event, ExecSpec, ExitStatus, Kind, NestedNode, NodeInfo, State, Stats
 from nestbed.node import audit, bounds, logs, nested, traffic, update
+from nestbed.node.agent.agent import Agent
+from nestbed.node.agent.values import AgentView, Report
 from nestbed.node.authority import Authority
 from nestbed.node.control import ControlNetwork
 from nestbed.node.events import Events
@@ -86,7 +88,8 @@ class Node:
         self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems)
         self._impairments = Impairments(self._parts)
         control = ControlNetwork(registry, plane, node_id, control_subnet)
-        self._lifecycle = Lifecycle(self._parts, self._impairments, control)
+        self._agent = Agent(self._parts)
+        self._lifecycle = Lifecycle(self._parts, self._impairments, control, self._agent)
         self._lans = Lans(self._parts, self._impairments)
         self._links = Links(self._parts)
         self.images = Images(self._parts)
@@ -107,6 +110,8 @@ class Node:
             stack.callback(parts.store.close)
             self._watch.open()
             stack.callback(self._watch.close)
+            self._agent.open()
+            stack.push_async_callback(self._agent.aclose)
             await parts.plane.open(self._on_plane)
             stack.push_async_callback(parts.plane.aclose)
             for runtime in parts.runtimes.values():
@@ -394,6 +399,46 @@ class Node:
         held = self._find(ref)
         self._check_entry(held, admin=admin, doing="copy into")
         await self._files(held).extract(path, chunks)
+
+    # ------------------------------------------------------------ the agent
+
+    def agents(self, *, names: Sequence[str] = (), labels: Sequence[tuple[str, str]] = ()) -> list[AgentView]:
+        """What the agent knows of the containers that are selected, as :meth:`containers` selects.
+
+        Raises:
+            InvalidArgument: globs or labels that cannot be.
+        """
+        bounds.check_labels(labels)
+        selection = Selection(names, labels)
+        return [self._agent.view(held) for held in self._parts.registry if selection.takes(held.spec.id, held.spec.name, held.spec.labels)]
+
+    async def tell(self, ref: str, text: str, *, admin: bool) -> None:
+        """Add a line to a container's orders.
+
+        Raises:
+            PermissionDenied: it is privileged and the caller is not admin. InvalidArgument, WrongState.
+        """
+        held = self._find(ref)
+        self._check_entry(held, admin=admin, doing="tell something to")
+        await self._agent.tell(held, text)
+
+    async def reports(self, ref: str, *, tail: int | None = None, follow: bool = False) -> AsyncIterator[Sequence[Report]]:
+        """What a container's programs reported and is kept, the last ``tail`` of it, in batches; with ``follow`` also what they report from
+        now on, until it is gone.
+
+        Raises:
+            NotFound.
+        """
+        async for batch in self._agent.reports(self._find(ref), tail=tail, follow=follow):
+            yield batch
+
+    def release(self, ref: str, arrival_ids: Sequence[str]) -> list[str]:
+        """Let those who wait at barriers with these ids go on: the ids of those who did wait.
+
+        Raises:
+            NotFound.
+        """
+        return self._agent.release(self._find(ref), arrival_ids)
 
     # ------------------------------------------------------------ LANs
 

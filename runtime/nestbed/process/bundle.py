@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any, cast
 
+from nestbed import agentdir
 from nestbed.errors import Busy, CorruptState, translated
 from nestbed.linux.remove import remove_tree
 from nestbed.model import Bundle
@@ -19,9 +20,14 @@ _READABLE, _PRIVATE = 0o644, 0o600
 
 
 def make(bundle: Bundle, launch: Launch) -> None:
-    """Write ``launch.json``, which nobody reads yet, and a first ``hosts``, which :func:`write_hosts` will fill."""
+    """Write ``launch.json``, which nobody reads yet, a first ``hosts``, which :func:`write_hosts` will fill, and a process's FIFO."""
     _write(bundle, "launch.json", json.dumps(launch), _PRIVATE)
     _write(bundle, "hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n", _READABLE)
+    if not launch.get("kvm"):
+        report = bundle.path / agentdir.REPORT
+        with translated(f"making {report}", path=report):
+            os.mkfifo(report)
+            report.chmod(agentdir.REPORT_MODE)
 
 
 def replace_launch(bundle: Bundle, launch: Launch) -> None:

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from nestbed import agentdir
 from nestbed.linux.path import contents
 from nestbed.linux.pidfd import exit_information, open_process, zombie_status
 from nestbed.process import holder
@@ -61,6 +62,8 @@ class Charge:
         self._stdin_fd = -1
         self._terminal_fd = -1
         self._outlet: Outlet | None = None
+        self._report_fd = -1
+        """The FIFO of reports, held from the first run on: what is in it outlives nestbedd and the container, and nobody gets SIGPIPE."""
         self._told_lost = 0
         self._waiting_sinks: list[Sink] = []
         self._executions = Executions(keeper, id)
@@ -134,9 +137,15 @@ class Charge:
         self._note_memory(launch)
         self._stands_for = 0
         self._starting = True
+        self._hold_report()
         self._record.started_at = time.time()
         self._save_before(birth)
         birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
+
+    def _hold_report(self) -> None:
+        if self._report_fd < 0:
+            with suppress(OSError):  # a machine's sandbox has none
+                self._report_fd = os.open(f"{self._bundle}/{agentdir.REPORT}", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _save_before(self, birth: Birth) -> None:
         """Record the run before the program executes: should this keeper die next, another one finds it by this."""
@@ -431,6 +440,7 @@ class Charge:
 
     def _take_over_running(self, launch: Launch, pipes: list[int]) -> None:
         self._ours = False
+        self._hold_report()
         self._note_memory(launch)
         with suppress(OSError):  # it is ending
             self._netns_fd = os.open(f"/proc/{self._record.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -541,9 +551,8 @@ class Charge:
         for sink in self._waiting_sinks:
             sink.close()
         self._waiting_sinks = []
-        if self._netns_fd >= 0:
-            os.close(self._netns_fd)
-            self._netns_fd = -1
+        _close([fd for fd in (self._netns_fd, self._report_fd) if fd >= 0])
+        self._netns_fd = self._report_fd = -1
 
 
 def _close(fds: list[int]) -> None:

@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from nestbed.errors import AlreadyExists, Busy, NestbedError, Unavailable, WrongState
+from nestbed import agentdir
+from nestbed.errors import AlreadyExists, Busy, NestbedError, Unavailable, WrongState, translated
 from nestbed.lanmodel import Nic, NicStats
+from nestbed.linux.path import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 from nestbed.linux.pidfd import exit_information, open_process
 from nestbed.linux.rtnl import Rtnl
 from nestbed.model import Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartPolicy, Spec, State, Stats, Status
@@ -510,6 +512,16 @@ class ProcessContainer:
     async def extract(self, path: str, chunks: AsyncIterator[bytes]) -> None:
         """See the contract."""
         await transfer.extract(self._dialogue.open_root(), path, chunks)
+
+    def open_agent(self) -> int:
+        """See the contract."""
+        root_fd = self._dialogue.open_root()
+        flags = os.O_PATH | os.O_DIRECTORY
+        try:
+            with translated(f"opening the agent's directory of container {self.id}", container=self.id):
+                return openat2(root_fd, agentdir.DIRECTORY, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+        finally:
+            os.close(root_fd)
 
     def objects(self) -> Sequence[str]:
         """See the contract."""

@@ -55,7 +55,8 @@ Events: ``exited`` ``{"id", "status"}`` (after the log is complete and ``status.
 not executable.
 
 **In the bundle**: ``launch.json`` (nestbedd's, written before ``prepare``; the keys of :class:`Launch`), ``hosts`` (nestbedd's,
-before ``prepare``; shown inside, so rewritten in place, never replaced), ``status.json`` (the keeper's, a line for each change, of
+before ``prepare``; shown inside, so rewritten in place, never replaced), ``report`` (a FIFO, nestbedd's, shown inside; the keeper holds
+it open from the first start until ``release``), ``status.json`` (the keeper's, a line for each change, of
 which the last whole one counts, :func:`last_status`: ``state``
 created|running|restarting|stopped, ``pid``, ``start_time`` (clock ticks), ``started_at``, ``exit`` (code, signal, reason, message, at)
 or null, ``restarts``, ``log_bytes_lost``, ``stop_asked``, ``pipes`` (inode numbers), ``holder``), ``log`` and ``log.1`` ... (the

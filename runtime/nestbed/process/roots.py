@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from errno import EEXIST, EINVAL, ELOOP, ENODEV, ENOENT, EOPNOTSUPP
 from typing import NamedTuple
 
+from nestbed import agentdir
 from nestbed.linux import mount
 from nestbed.linux.libc import AT_FDCWD
 from nestbed.linux.path import openat2
@@ -95,7 +96,26 @@ def _scratch(steps: Steps, size: int) -> None:
     steps.call("umask", 0)
     for name, permissions in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777)):
         steps.call("mkdirat", AT_FDCWD, f"{SCRATCH}/{name}", permissions, subject=name)
+    _agent(steps)
     steps.call("umask", 0o022)
+
+
+def _agent(steps: Steps) -> None:
+    """What is in the agent's directory at first; FIFOs come later."""
+    top = f"{SCRATCH}{agentdir.DIRECTORY}"
+    directories = (os.path.dirname(top), 0o755), (top, 0o755), (f"{top}/{agentdir.DROP}", agentdir.DROP_MODE)
+    for path, permissions in (*directories, (f"{top}/{agentdir.BARRIERS}", agentdir.BARRIERS_MODE)):
+        steps.call("mkdirat", AT_FDCWD, path, permissions, subject=path)
+    files = (
+        (agentdir.REPORT, 0, ""),
+        (agentdir.ORDERS, agentdir.ORDERS_MODE, ""),
+        (agentdir.BARRIER, agentdir.BARRIER_MODE, agentdir.BARRIER_SCRIPT),
+    )
+    for name, permissions, text in files:
+        open_at(steps, AT_FDCWD, f"{top}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions, to=FOUND)
+        if text:
+            steps.call("write", FOUND, text, len(text), subject=name)
+        steps.call("close", FOUND)
 
 
 def _run(steps: Steps, *, create: bool) -> None:

@@ -10,6 +10,7 @@ import struct
 import termios
 from collections.abc import Sequence
 
+from nestbed import agentdir
 from nestbed.linux import mount
 from nestbed.linux.libc import AT_EMPTY_PATH, AT_FDCWD
 from nestbed.linux.path import openat2
@@ -84,6 +85,22 @@ def write_files(program: Program, launch: Launch) -> None:
     copy_tree(program, AT_FDCWD, f"{BUNDLES}/{launch['id']}/hosts")
     may_create = root["mode"] in ("overlay", "rootfs")
     program.add(program.memory.piece(("files", may_create, goals), lambda steps: _files(steps, goals, may_create=may_create)))
+    if not launch.get("kvm"):
+        _write_report(program, launch["id"])
+
+
+def _write_report(program: Program, id: str) -> None:
+    """Show the FIFO of the bundle in the agent's directory: no program inside can take it away or put something else there.
+
+    A bundle of an older version has none, and where /run is not the container's own there is no place for it.
+    """
+    absent = Label()
+    copy_tree(program, AT_FDCWD, f"{BUNDLES}/{id}/{agentdir.REPORT}", allow=(errno.ENOENT,), orelse=absent)
+    restrict(program, TREE, _LOCKED)
+    place = f"{agentdir.DIRECTORY}/{agentdir.REPORT}".lstrip("/")
+    look_up(program, ROOT, place, to=FOUND, resolve=STRICT, allow=(errno.ENOENT, errno.ENOTDIR, errno.ELOOP), orelse=absent)
+    attach(program, TREE, FOUND)
+    program.mark(absent)
 
 
 def protect(steps: Steps) -> None:

@@ -68,6 +68,7 @@ def calling(who: Caller) -> Iterator[None]:
         _CALLER.reset(token)
 
 
+_AGENTS = "/nestbed.v1.AgentService/"
 _CONTAINERS = "/nestbed.v1.ContainerService/"
 _LANS = "/nestbed.v1.LanService/"
 _NODE = "/nestbed.v1.NodeService/"
@@ -76,6 +77,11 @@ _IMAGES = "/nestbed.v1.ImageService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 LEAST_ROLES: Mapping[str, Role] = {
+    _AGENTS + "ListAgents": Role.VIEWER,
+    _AGENTS + "WatchReports": Role.VIEWER,
+    _AGENTS + "WatchTraffic": Role.VIEWER,
+    _AGENTS + "Tell": Role.OPERATOR,
+    _AGENTS + "Release": Role.OPERATOR,
     _CONTAINERS + "CreateContainer": Role.OPERATOR,
     _CONTAINERS + "GetContainer": Role.VIEWER,
     _CONTAINERS + "ListContainers": Role.VIEWER,

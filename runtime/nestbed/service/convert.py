@@ -18,8 +18,8 @@ from nestbed.errors import InvalidArgument
 from nestbed.imagemodel import DiskFormat
 from nestbed.lanmodel import Direction
 from nestbed.model import FsMode, Kind, RestartMode, State
+from nestbed.v1 import agent_pb2, image_pb2, lan_pb2, traffic_pb2
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import image_pb2, lan_pb2, traffic_pb2
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ def capture_request(request: lan_pb2.CaptureRequest) -> lanmodel.CaptureRequest:
     )
 
 
-def interval(request: api.GetStatsRequest | lan_pb2.WatchLanStatsRequest) -> float:
+def interval(request: api.GetStatsRequest | lan_pb2.WatchLanStatsRequest | agent_pb2.WatchTrafficRequest) -> float:
     """Seconds between responses; 0 for one response only."""
     return seconds(request.interval, "interval", least=INTERVAL_SECONDS_MIN) if request.HasField("interval") else 0.0
 

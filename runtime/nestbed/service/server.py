@@ -29,6 +29,7 @@ from nestbed.nesting.branches import Branches
 from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
 from nestbed.service.admission import Admission
+from nestbed.service.agents import Agents
 from nestbed.service.authorize import Role
 from nestbed.service.containers import Containers
 from nestbed.service.experiments import ExperimentCalls
@@ -39,11 +40,11 @@ from nestbed.service.images import ImageCalls
 from nestbed.service.interceptor import Guard
 from nestbed.service.lans import Lans
 from nestbed.service.node import NodeInformation
-from nestbed.v1 import container_pb2_grpc, experiment_pb2_grpc, image_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
+from nestbed.v1 import agent_pb2_grpc, container_pb2_grpc, experiment_pb2_grpc, image_pb2_grpc, lan_pb2_grpc, node_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-SERVICES = tuple(f"nestbed.v1.{noun}Service" for noun in ("Container", "Experiment", "Image", "Lan", "Node"))
+SERVICES = tuple(f"nestbed.v1.{noun}Service" for noun in ("Agent", "Container", "Experiment", "Image", "Lan", "Node"))
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 ADMIN_SOCKET = "admin.sock"
@@ -118,6 +119,7 @@ class Server:
         self._guard = Guard(identify, admission or Admission(), forward)
         self._health = Health(SERVICES)
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(Agents(node, experiments), self.grpc)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node, forward), self.grpc)
         experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(ExperimentCalls(experiments), self.grpc)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageCalls(node), self.grpc)

@@ -19,8 +19,8 @@ from nestbed.client import Client
 from nestbed.errors import NestbedError
 from nestbed.service.authorize import LEAST_ROLES, Role
 from nestbed.service.server import ADMIN_SOCKET, OPERATOR_SOCKET, serving
+from nestbed.v1 import agent_pb2, experiment_pb2, lan_pb2, node_pb2
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import experiment_pb2, lan_pb2, node_pb2
 
 Program = Callable[..., api.ContainerSpec]
 Running = Callable[..., Awaitable[str]]
@@ -178,7 +178,7 @@ async def test_an_operator_makes_no_container_on_the_nodes_files(
 
 
 def methods() -> list[MethodDescriptor]:
-    files = (api.DESCRIPTOR, experiment_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+    files = (agent_pb2.DESCRIPTOR, api.DESCRIPTOR, experiment_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
     return [method for file in files for service in file.services_by_name.values() for method in service.methods]
 
 

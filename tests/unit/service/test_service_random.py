@@ -23,14 +23,14 @@ from nestbed.service.authorize import Caller, Role
 from nestbed.service.server import Server, experiments_of
 from nestbed.testing.fake import FakeKernel, FakeRuntime
 from nestbed.testing.fake_plane import FakePlane
-from nestbed.v1 import container_pb2, experiment_pb2, lan_pb2, node_pb2
+from nestbed.v1 import agent_pb2, container_pb2, experiment_pb2, lan_pb2, node_pb2
 
 CALL_SECONDS = 0.05
 """Streams and waits that go on are cut off."""
 
 METHODS: list[MethodDescriptor] = [
     method
-    for file in (container_pb2.DESCRIPTOR, experiment_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+    for file in (agent_pb2.DESCRIPTOR, container_pb2.DESCRIPTOR, experiment_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 ]

@@ -23,8 +23,8 @@ from nestbed.service.authorize import LEAST_ROLES, Caller, Role, authorize, call
 from nestbed.service.identity import behind_gate, by_certificate, inner_name
 from nestbed.service.pages import SIZE_MAX, page
 from nestbed.service.status import CODES, TRAILER_BYTES_MAX, refusal
+from nestbed.v1 import agent_pb2, experiment_pb2, image_pb2, lan_pb2, node_pb2
 from nestbed.v1 import container_pb2 as api
-from nestbed.v1 import experiment_pb2, image_pb2, lan_pb2, node_pb2
 
 texts = st.text(string.ascii_letters + "é.-/", max_size=8)
 tables = st.dictionaries(texts, texts, max_size=3).map(lambda table: tuple(sorted(table.items())))
@@ -240,7 +240,14 @@ def test_a_status_fits_into_the_trailer_and_on_a_line(message: str, metadata: Ma
 def _methods() -> list[str]:
     services = [
         service
-        for file in (api.DESCRIPTOR, experiment_pb2.DESCRIPTOR, image_pb2.DESCRIPTOR, lan_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+        for file in (
+            agent_pb2.DESCRIPTOR,
+            api.DESCRIPTOR,
+            experiment_pb2.DESCRIPTOR,
+            image_pb2.DESCRIPTOR,
+            lan_pb2.DESCRIPTOR,
+            node_pb2.DESCRIPTOR,
+        )
         for service in file.services_by_name.values()
     ]
     return [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
