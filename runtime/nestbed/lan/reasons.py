@@ -43,6 +43,8 @@ class Reason(enum.IntEnum):
     """The queue limit of a rate or a delay was reached."""
     FOREIGN = 14
     """On the control network: not in the name of the container that it came from."""
+    UNASKED = 15
+    """A report of IPv6 multicast listeners about its sender's own addresses alone, where no multicast router has asked for reports."""
 
     @property
     def label(self) -> str:

@@ -8,6 +8,7 @@
 //
 // The program `leg` stands at the ingress of each device of a leg; `stages` says, by the device's index, what it does there and where
 // the frame goes next. Stages and doors are written by nestbed.lan.legs, which has the layouts too (a test compares them).
+#include "mld.h"
 #include "traffic.h"
 
 #include <linux/pkt_cls.h>
@@ -112,6 +113,14 @@ static __always_inline void count(const struct port_key *key, const struct heade
 		add_traffic(traffic, headers, amount);
 }
 
+static __always_inline void count_drop(const struct port_key *key, enum reason reason)
+{
+	struct traffic *traffic = traffic_of(key);
+
+	if (traffic)
+		add_drop(traffic, reason, 1);
+}
+
 static __always_inline int enter(struct __sk_buff *skb, const struct port_key *key, __u32 door, const struct amount *amount)
 {
 	struct leg_counters *counters = bpf_map_lookup_elem(&leg_counts, key);
@@ -140,6 +149,11 @@ int port_in(struct __sk_buff *skb)
 	read_headers(skb, &headers);
 	amount = on_the_wire(&headers, skb->len, skb->gso_size);
 	count(&key, &headers, &amount);
+	note_query(skb, &headers);
+	if (is_unasked(skb, &headers)) {
+		count_drop(&key, REASON_UNASKED);
+		return TC_ACT_SHOT;
+	}
 	door = bpf_map_lookup_elem(&port_doors, &key);
 	return door ? enter(skb, &key, *door, &amount) : TC_ACT_UNSPEC;
 }
@@ -162,6 +176,7 @@ int port_out(struct __sk_buff *skb)
 			return enter(skb, &key, *door, &amount);
 	}
 	count(&key, &headers, &amount);
+	note_query(skb, &headers);
 	return TC_ACT_UNSPEC;
 }
 
@@ -262,7 +277,6 @@ int leg(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex, flags;
 	struct stage *stage = bpf_map_lookup_elem(&leg_stages, &ifindex);
 	struct leg_counters *counters;
-	struct traffic *traffic;
 
 	// Nothing of a leg is for this machine's own stack.
 	if (!stage)
@@ -272,9 +286,7 @@ int leg(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (stage->loss && bpf_get_prandom_u32() < stage->loss) {
 		__sync_fetch_and_add(&counters->lost, 1);
-		traffic = traffic_of(&stage->port);
-		if (traffic)
-			add_drop(traffic, REASON_LOSS, 1);
+		count_drop(&stage->port, REASON_LOSS);
 		return TC_ACT_SHOT;
 	}
 	if (stage->corrupt && bpf_get_prandom_u32() < stage->corrupt) {
@@ -372,7 +384,6 @@ int guard(struct __sk_buff *skb)
 {
 	struct port_key key = {.ifindex = skb->ifindex, .direction = FROM};
 	struct guard *guard = bpf_map_lookup_elem(&port_guards, &key.ifindex);
-	struct traffic *traffic;
 	struct ethhdr eth;
 	int is_own = 0;
 
@@ -386,9 +397,7 @@ int guard(struct __sk_buff *skb)
 	}
 	if (is_own)
 		return TC_ACT_UNSPEC;
-	traffic = traffic_of(&key);
-	if (traffic)
-		add_drop(traffic, REASON_FOREIGN, 1);
+	count_drop(&key, REASON_FOREIGN);
 	return TC_ACT_SHOT;
 }
 

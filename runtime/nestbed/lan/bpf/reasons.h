@@ -17,6 +17,7 @@ enum reason {
 	REASON_LOSS = 12,
 	REASON_QUEUE = 13,
 	REASON_FOREIGN = 14,
+	REASON_UNASKED = 15,
 };
 
 #define REASONS_MAX 32
