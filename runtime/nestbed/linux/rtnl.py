@@ -119,19 +119,23 @@ def bridge(name: str, *, mtu: int) -> Request:
     return _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, attrs)
 
 
-def veth(port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int) -> Request:
-    """Make a pair of devices, both down: ``port`` here, a port of the bridge, and ``peer_name`` in the namespace of the descriptor."""
-    return _veth_template(len(port), len(peer_name), mtu, bridge_index).fill(
+def veth(port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int, one_queue: bool = False) -> Request:
+    """Make a pair of devices, both down: ``port`` here, a port of the bridge, and ``peer_name`` in the namespace of the descriptor.
+
+    ``one_queue`` saves memory: a veth has as many queues as the machine may ever have processors, of use to GRO and XDP alone.
+    """
+    return _veth_template(len(port), len(peer_name), mtu, bridge_index, one_queue).fill(
         port=port.encode(), peer=peer_name.encode(), mac=bytes.fromhex(peer_mac.replace(":", "")), netns=struct.pack("=I", peer_netns_fd)
     )
 
 
 @lru_cache(maxsize=256)
-def _veth_template(port_length: int, peer_length: int, mtu: int, bridge_index: int) -> _Template:
+def _veth_template(port_length: int, peer_length: int, mtu: int, bridge_index: int, one_queue: bool) -> _Template:  # noqa: FBT001 - cached
     port, peer_name, mac, netns = "p" * port_length, "q" * peer_length, b"\x5a\x5b\x5c\x5d\x5e\x5f", 0x5A5B5C5D
-    peer = [("IFLA_IFNAME", peer_name), ("IFLA_ADDRESS", mac.hex(":")), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", netns)]
+    queues = [("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1)] if one_queue else []
+    peer = [("IFLA_IFNAME", peer_name), ("IFLA_ADDRESS", mac.hex(":")), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", netns), *queues]
     info = _link_info("veth", [("VETH_INFO_PEER", {"attrs": peer})])
-    attrs = [("IFLA_IFNAME", port), ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge_index), info]
+    attrs = [("IFLA_IFNAME", port), ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge_index), *queues, info]
     request = _request(ifinfmsg(), RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, attrs)
     return _Template(request, port=port.encode(), peer=peer_name.encode(), mac=mac, netns=struct.pack("=I", netns))
 
@@ -303,9 +307,19 @@ class Rtnl:
         """Make a bridge, down; see :func:`bridge`. Follow it by :meth:`bring_up`."""
         self.batch([bridge(name, mtu=mtu)])
 
-    def add_veth(self, port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int) -> None:
+    def add_veth(
+        self, port: str, *, bridge_index: int, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int, one_queue: bool = False
+    ) -> None:
         """Make a pair of devices, both down; see :func:`veth`. Follow it by :meth:`bring_up`."""
-        pair = veth(port, bridge_index=bridge_index, mtu=mtu, peer_name=peer_name, peer_mac=peer_mac, peer_netns_fd=peer_netns_fd)
+        pair = veth(
+            port,
+            bridge_index=bridge_index,
+            mtu=mtu,
+            peer_name=peer_name,
+            peer_mac=peer_mac,
+            peer_netns_fd=peer_netns_fd,
+            one_queue=one_queue,
+        )
         self.batch([pair])
 
     def configure(self, name: str, *, addresses: Sequence[str] = (), routes: Sequence[tuple[str, str]] = ()) -> None:

@@ -92,6 +92,7 @@ class Ports:
                     peer_name=nic.name,
                     peer_mac=nic.mac,
                     peer_netns_fd=netns_fd,
+                    one_queue=True,
                 )
             except OSError as error:
                 # The pair of an earlier run may not be gone yet: its namespace dies in its own time.
