@@ -23,11 +23,16 @@ def nbctl(machine: Machine, *args: str) -> str:
 def test_what_is_inside_cannot_tell_one_machine_from_two(pair: Segment, tmp_path: Path) -> None:
     """Realisations 1 and 3 of the page: all on one machine, and the processes on another than the virtual machine."""
     alpha, beta = pair.machines
+    vtopo = (PAGE / "vtopo.yaml").read_text()
+    noted = vtopo.replace("    kind: qemu\n", "    kind: qemu\n    files: {/etc/page/note: {source: note}}\n")
+    (tmp_path / "vtopo.yaml").write_text(noted)
+    (tmp_path / "note").write_text("written before it began\n")
     seen = []
     for name in ("one-machine", "two-machines"):
         ptopo = (PAGE / f"{name}.yaml").read_text().replace("tcp://192.0.2.2:7411", f"unix://{beta.run_dir}/admin.sock")
         (tmp_path / f"{name}.yaml").write_text(ptopo)
-        nbctl(alpha, "up", "-f", str(PAGE / "vtopo.yaml"), "--on", str(tmp_path / f"{name}.yaml"))
+        nbctl(alpha, "up", "-f", str(tmp_path / "vtopo.yaml"), "--on", str(tmp_path / f"{name}.yaml"))
+        assert nbctl(alpha, "exec", "page.vm", "--", "cat", "/etc/page/note") == "written before it began\n"
         held = [nbctl(machine, "ps", "-q").count("\n") for machine in (alpha, beta)]
         assert held == {"one-machine": [3, 0], "two-machines": [1, 2]}[name]
         assert nbctl(alpha, "verify", "page", "--save", str(tmp_path / name)) == "page: 6 calls answered, no deviation\n"

@@ -12,6 +12,7 @@ import pytest
 
 from nestbed.testing.machine import Machine
 
+NBCTL = Path(sys.executable).with_name("nbctl")
 STREET = """\
 experiment: street
 pool6: fd00::/48
@@ -86,7 +87,7 @@ def test_a_killed_daemon_goes_on_where_it_was(machine, daemon, tmp_path: Path) -
     flag = tmp_path / "flag"
     path = tmp_path / "street.yaml"
     path.write_text(STREET.replace("ready: {port: 80}", f"ready: {{command: [test, -e, {flag}], timeout: 1m}}"))
-    argv = [Path(sys.executable).with_name("nbctl"), "-H", machine.address, "up", "-v", "-f", str(path)]
+    argv = [NBCTL, "-H", machine.address, "up", "-v", "-f", str(path)]
     with machine.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as rising:
         assert rising.stderr is not None
         assert any(b"server running" in line for line in rising.stderr)
@@ -100,3 +101,40 @@ def test_a_killed_daemon_goes_on_where_it_was(machine, daemon, tmp_path: Path) -
     assert "got 3\n" in nbctl(machine, "logs", "street.bot3")
     nbctl(machine, "down", "street")
     nbctl(machine, "audit")
+
+
+FILES = """\
+experiment: files
+lans: {l: {}}
+elements:
+  'bot[1-2]':
+    nics: [l]
+    fs: overlay
+    env: {WHO: "bot {n}"}
+    files:
+      /etc/bot/name: "{n} of 2\\n"
+      /srv/tool: {source: tool, mode: "0755", owner: "65534:65534"}
+    command: [/srv/tool, "{n}"]
+    restart: on-failure
+    ready: {log: "second time"}
+"""
+
+
+def test_files_are_there_before_the_program_at_every_start(machine, daemon, tmp_path: Path) -> None:
+    (tmp_path / "files.yaml").write_text(FILES)
+    (tmp_path / "tool").write_text(
+        '#!/bin/sh\necho "$WHO, $(cat /etc/bot/name)"; [ $(stat -c %u:%a /srv/tool) = 65534:755 ] || exit 0\n'
+        "rm /etc/bot/name; echo second time; exit 1\n"
+    )
+    nbctl(machine, "up", "-f", str(tmp_path / "files.yaml"))
+    with machine.popen([NBCTL, "-H", machine.address, "logs", "-f", "files.bot2"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as log:
+        assert log.stdout is not None
+        assert [log.stdout.readline() for _ in range(4)] == [b"bot 2, 2 of 2\n", b"second time\n"] * 2
+        log.kill()
+    assert not Path("/srv/tool").exists()
+    assert json.loads(nbctl(machine, "diff", "-f", str(tmp_path / "files.yaml"), "-o", "json")) == []
+    (tmp_path / "tool").write_text("#!/bin/sh\necho second time; exec sleep 1000\n")
+    assert machine.nbctl("diff", "-f", str(tmp_path / "files.yaml"), "-o", "name").stdout != "[]"
+    nbctl(machine, "up", "-f", str(tmp_path / "files.yaml"))
+    assert nbctl(machine, "logs", "files.bot1") == "second time\n"
+    nbctl(machine, "down", "files")

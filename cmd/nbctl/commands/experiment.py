@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbctl import output, text
 from nbctl.commands import Command
-from nbctl.commands.topology import content, file_options, read_plan
+from nbctl.commands.topology import content, file_options, read_plan, sources
 from nbctl.failure import FAILED, OK, Failure, Usage, report
 from nestbed.errors import translated
 
@@ -27,13 +27,14 @@ ELEMENT_HEADINGS = ("ELEMENT", "KIND", "STATE", "NODE", "ADDRESSES", "DETAIL")
 _SIGNS = {"CHANGE_KIND_MAKE": "+", "CHANGE_KIND_REMOVE": "-", "CHANGE_KIND_REPLACE": "~", "CHANGE_KIND_START": ">"}
 
 
-def _files(args: Namespace) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    """The files as the API takes them: name and text."""
+def _files(args: Namespace) -> tuple[tuple[str, str], tuple[str, str] | None, dict[str, bytes]]:
+    """The files as the API takes them: name and text, and the sources that the vtopo names."""
     vtopo, name = content(args.vtopo)
+    contents = sources(vtopo, args.vtopo)
     if not args.ptopo:
-        return (name, vtopo), None
+        return (name, vtopo), None, contents
     ptopo, ptopo_name = content(args.ptopo)
-    return (name, vtopo), (ptopo_name, ptopo)
+    return (name, vtopo), (ptopo_name, ptopo), contents
 
 
 def _word(enum: str, number: int) -> str:
@@ -115,8 +116,8 @@ def _up(context: Context, args: Namespace) -> Any:
 
 
 async def _bring_up(context: Context, args: Namespace) -> int:
-    vtopo, ptopo = _files(args)
-    found = await _follow(context.client.up(vtopo, ptopo, keep=args.keep), all_steps=args.verbose)
+    vtopo, ptopo, contents = _files(args)
+    found = await _follow(context.client.up(vtopo, ptopo, sources=contents, keep=args.keep), all_steps=args.verbose)
     state = _word("ExperimentState", found.state)
     seconds = found.rise_duration.seconds + found.rise_duration.nanos / 1e9
     ends = {
@@ -203,8 +204,8 @@ def _detail(element: Element) -> str:
 
 
 async def _diff(context: Context, args: Namespace) -> int:
-    vtopo, ptopo = _files(args)
-    changes: list[Change] = await context.client.diff_experiment(vtopo, ptopo)
+    vtopo, ptopo, contents = _files(args)
+    changes: list[Change] = await context.client.diff_experiment(vtopo, ptopo, sources=contents)
     output.show(context.output, changes, lambda: [_change(change) for change in changes])
     return FAILED if changes else OK
 

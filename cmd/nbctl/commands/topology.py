@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,29 @@ def content(path: str) -> tuple[str, str]:
         raise Failure(f"{path} is not UTF-8 text", remedy="convert it with iconv") from error
 
 
+def sources(vtopo: str, path: str) -> dict[str, bytes]:
+    """What the files hold that the vtopo with this text, at this path, names for its elements.
+
+    Raises:
+        NestbedError: the vtopo is wrong, or one of them cannot be read or is too large.
+    """
+    if "source" not in vtopo:
+        return {}
+    from nestbed.experiment import files  # noqa: PLC0415 - reading files takes its time
+    from nestbed.experiment import vtopo as words  # noqa: PLC0415 - see above
+
+    found = {}
+    for name in files.sources(words.read(vtopo, path)[0]):
+        where = os.path.join(os.path.dirname("" if path == "-" else path), name)
+        with translated(f"reading {where}", path=where), open(where, "rb") as file:
+            found[name] = file.read(files.SOURCE_BYTES_MAX + 1)
+        if len(found[name]) > files.SOURCE_BYTES_MAX:
+            raise Failure(
+                f"{where} is larger than {files.SOURCE_BYTES_MAX >> 10} KiB", remedy="copy it with nbctl cp, or mount its directory"
+            )
+    return found
+
+
 def read_plan(args: Namespace) -> Plan:
     """The plan for the files that were named.
 
@@ -54,7 +78,8 @@ def read_plan(args: Namespace) -> Plan:
     """
     from nestbed.experiment import plan  # noqa: PLC0415 - reading files takes its time
 
-    return plan.make(content(args.vtopo), content(args.ptopo) if args.ptopo else None)
+    vtopo = content(args.vtopo)
+    return plan.make(vtopo, content(args.ptopo) if args.ptopo else None, sources(vtopo[0], args.vtopo))
 
 
 def _validate(context: Context, args: Namespace) -> int:

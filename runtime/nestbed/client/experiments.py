@@ -26,10 +26,15 @@ class ExperimentCalls:
         raise NotImplementedError
 
     async def up(
-        self, vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, *, keep: bool = False
+        self,
+        vtopo: tuple[str, str],
+        ptopo: tuple[str, str] | None = None,
+        *,
+        sources: Mapping[str, bytes] | None = None,
+        keep: bool = False,
     ) -> AsyncGenerator[api.UpResponse, None]:
-        """Bring an experiment up; steps as they come, the experiment last."""
-        request = api.UpRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None, keep=keep)
+        """Bring an experiment up; steps as they come, the experiment last. ``sources`` are the files that the vtopo names."""
+        request = api.UpRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None, keep=keep, sources=_sources(sources))
         async for response in self._stream(self._experiments.Up(request)):
             yield response
 
@@ -46,9 +51,11 @@ class ExperimentCalls:
         """All experiments of the node, without their elements."""
         return list((await self._call(self._experiments.ListExperiments, api.ListExperimentsRequest())).experiments)
 
-    async def diff_experiment(self, vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None) -> list[api.Change]:
+    async def diff_experiment(
+        self, vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, *, sources: Mapping[str, bytes] | None = None
+    ) -> list[api.Change]:
         """What ``up`` would change."""
-        request = api.DiffExperimentRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None)
+        request = api.DiffExperimentRequest(vtopo=_file(vtopo), ptopo=_file(ptopo) if ptopo else None, sources=_sources(sources))
         return list((await self._call(self._experiments.DiffExperiment, request)).changes)
 
     async def wait_experiment(self, experiment: str) -> api.Experiment:
@@ -77,3 +84,7 @@ class ExperimentCalls:
 
 def _file(file: tuple[str, str]) -> api.TopologyFile:
     return api.TopologyFile(name=file[0], text=file[1])
+
+
+def _sources(sources: Mapping[str, bytes] | None) -> list[api.SourceFile]:
+    return [api.SourceFile(path=path, content=content) for path, content in (sources or {}).items()]

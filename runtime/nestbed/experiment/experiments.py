@@ -20,7 +20,7 @@ from nestbed.experiment import verify as verification
 from nestbed.experiment.fleet import Connect, Fleet, addresses, check_may, compare
 from nestbed.experiment.plan import Plan
 from nestbed.experiment.progress import Progress
-from nestbed.experiment.records import ExperimentRecord, File, Phase, Store
+from nestbed.experiment.records import ExperimentRecord, File, Phase, Store, encoded
 from nestbed.experiment.requests import Digests
 from nestbed.experiment.verify import Verdict
 from nestbed.experiment.work import Rise, fall
@@ -78,7 +78,7 @@ class Experiments:
 
     # ------------------------------------------------------------ what callers ask for
 
-    async def up(self, vtopo: File, ptopo: File | None, *, keep: bool, admin: bool) -> Progress:
+    async def up(self, vtopo: File, ptopo: File | None, sources: Mapping[str, bytes], *, keep: bool, admin: bool) -> Progress:
         """Begin to bring an experiment up, or to what the files say now. One that was there before is kept whatever fails.
 
         Raises:
@@ -86,6 +86,7 @@ class Experiments:
             PermissionDenied, Unsupported, HostLacks, Unavailable: it cannot be; nothing was begun.
         """
         record = ExperimentRecord("", vtopo, ptopo, Phase.RISING, secrets.token_hex(8), admin=admin, keep=keep, started_at=time.time())
+        record = dataclasses.replace(record, sources=encoded(sources))
         plan, digests = await _plan(record)
         record = dataclasses.replace(record, name=plan.name)
         check_may(plan, admin=admin)
@@ -93,7 +94,7 @@ class Experiments:
         before = self._records.get(plan.name)
         if before is not None:
             earlier = (before.vtopo, *([before.ptopo] if before.ptopo else []))
-            record = dataclasses.replace(record, earlier=earlier, keep=True)
+            record = dataclasses.replace(record, earlier=earlier, earlier_sources=before.sources, keep=True)
         async with Fleet(addresses(plan), self._connect, admin=admin) as fleet:
             await fleet.check(plan)
         self._check_idle(plan.name)
@@ -135,13 +136,13 @@ class Experiments:
         """All of them, by name, without their elements."""
         return [await self._summary(record) for _, record in sorted(self._records.items())]
 
-    async def diff(self, vtopo: File, ptopo: File | None, *, admin: bool) -> list[experiment_pb2.Change]:
+    async def diff(self, vtopo: File, ptopo: File | None, sources: Mapping[str, bytes], *, admin: bool) -> list[experiment_pb2.Change]:
         """What ``up`` would change.
 
         Raises:
             as :meth:`up`.
         """
-        plan, digests = await _plan(ExperimentRecord("", vtopo, ptopo, Phase.RISING, ""))
+        plan, digests = await _plan(ExperimentRecord("", vtopo, ptopo, Phase.RISING, "", sources=encoded(sources)))
         check_may(plan, admin=admin)
         async with Fleet(addresses(plan), self._connect, admin=admin) as fleet:
             holdings = await fleet.holdings(plan.name)
@@ -302,9 +303,8 @@ class Experiments:
         plan, digests = await self._planned(record)
         earlier = None
         if record.earlier:
-            texts = [(file.text, file.name) for file in record.earlier]
             with contextlib.suppress(NestbedError):  # they were understood by another version
-                earlier = await asyncio.to_thread(planning.make, texts[0], texts[1] if len(texts) > 1 else None)
+                earlier = await asyncio.to_thread(planning.make, *record.earlier_files())
         began = time.monotonic()
         async with Fleet(addresses(plan, earlier), self._connect, admin=record.admin) as fleet:
             rise = Rise(plan, digests, fleet, progress, run_id=record.run_id, keep=record.keep)
@@ -340,7 +340,7 @@ class Experiments:
 
     def _finish(self, record: ExperimentRecord, progress: Progress, problems: Sequence[str]) -> None:
         phase = Phase.FAILED if problems else Phase.UP
-        record = dataclasses.replace(record, phase=phase, problems=tuple(problems), earlier=())
+        record = dataclasses.replace(record, phase=phase, problems=tuple(problems), earlier=(), earlier_sources=())
         self._keep_record(record)
         progress.outcome = self._known(record)
         self._publish(f"experiment.{phase.value}", record.name, record.name, problems=len(problems))

@@ -7,12 +7,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nestbed.experiment import ptopo as ptopo_file
 from nestbed.experiment import vtopo as vtopo_file
 from nestbed.experiment.addresses import address
+from nestbed.experiment.files import PlannedFile, planned
 from nestbed.experiment.names import HostsTexts
 from nestbed.experiment.placement import place
 from nestbed.experiment.ptopo import NodeWords
@@ -55,6 +57,7 @@ class PlannedElement:
     node: str
     element: Element
     args: tuple[str, ...]
+    files: tuple[PlannedFile, ...]
     routes: tuple[Route, ...]
     sysctls: tuple[tuple[str, str], ...]
 
@@ -85,8 +88,10 @@ class Plan:
         return json.dumps(self.document(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
 
-def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None) -> Plan:
+def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, sources: Mapping[str, bytes] | None = None) -> Plan:
     """The plan for the content and name of a vtopo file, and of a ptopo file (without one, the node that is asked holds everything).
+
+    ``sources`` are what the files hold that the vtopo names (``nestbed.experiment.files.sources``).
 
     Raises:
         InvalidArgument: a mistake in a file, with file, line and column.
@@ -101,7 +106,9 @@ def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None) -> Plan:
         topology=topology,
         nodes=nodes,
         lans=_lans(topology, placed),
-        elements={element.name: _element(topology.name, element, placed[element.name], paths) for element in topology.elements.values()},
+        elements={
+            element.name: _element(topology, element, placed[element.name], paths, sources or {}) for element in topology.elements.values()
+        },
         hosts=HostsTexts(topology, paths),
     )
 
@@ -129,18 +136,20 @@ def _lans(topology: Topology, placed: dict[str, str]) -> dict[str, PlannedLan]:
     return found
 
 
-def _element(experiment: str, element: Element, node: str, paths: Paths) -> PlannedElement:
+def _element(topology: Topology, element: Element, node: str, paths: Paths, sources: Mapping[str, bytes]) -> PlannedElement:
     words = element.words
+    files = planned(element, sources, topology.source) if words.files else ()
     if words.startup:
         args: tuple[str, ...] = ("/bin/sh", "-c", _STARTUP, "startup", *words.startup)
     else:
-        args = words.command or (IDLE if words.kind == "process" else ())
+        args = words.command or (IDLE if words.kind == "process" or files else ())
     return PlannedElement(
         name=element.name,
-        node_name=f"{experiment}.{element.name}",
+        node_name=f"{topology.name}.{element.name}",
         node=node,
         element=element,
         args=tuple(fill(arg, element.number) for arg in args),
+        files=files,
         routes=paths.routes(element),
         sysctls=_sysctls(element),
     )
@@ -173,12 +182,13 @@ def _lan_document(planned: PlannedLan) -> dict[str, Any]:
     }
 
 
-def _element_document(planned: PlannedElement) -> dict[str, Any]:
-    words = planned.element.words
+def _element_document(element: PlannedElement) -> dict[str, Any]:
+    words = element.element.words
     return {
         "kind": words.kind,
-        "node": planned.node,
-        "args": list(planned.args),
+        "node": element.node,
+        "args": list(element.args),
+        "files": {file.path: file.document() for file in element.files},
         "nics": [
             {
                 "name": nic.name,
@@ -188,11 +198,11 @@ def _element_document(planned: PlannedElement) -> dict[str, Any]:
                 "to": impairment(nic.to),
                 "from": impairment(nic.from_),
             }
-            for nic in planned.element.nics
+            for nic in element.element.nics
         ],
-        "routes": to_json(planned.routes),
-        "sysctls": dict(planned.sysctls),
-        "after": list(planned.element.after),
+        "routes": to_json(element.routes),
+        "sysctls": dict(element.sysctls),
+        "after": list(element.element.after),
     }
 
 

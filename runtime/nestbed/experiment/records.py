@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,9 @@ class File:
 class ExperimentRecord:
     """What is known of an experiment.
 
-    ``admin`` is whether it acts as the administrator; ``keep`` whether what was made stays if it fails; ``run_id`` tells one ``up`` from
-    another; ``earlier`` are the files of the one before, whose nodes may hold what is to go; ``failed`` are elements that did not become
-    ready, each with the reason.
+    ``sources`` are the files that the vtopo names, their contents in base64. ``admin`` is whether it acts as the administrator; ``keep``
+    whether what was made stays if it fails; ``run_id`` tells one ``up`` from another; ``earlier`` and ``earlier_sources`` are the files of
+    the one before, whose nodes may hold what is to go; ``failed`` are elements that did not become ready, each with the reason.
     """
 
     name: str
@@ -57,16 +58,32 @@ class ExperimentRecord:
     admin: bool = False
     keep: bool = False
     force: bool = False
+    sources: tuple[File, ...] = ()
     earlier: tuple[File, ...] = ()
+    earlier_sources: tuple[File, ...] = ()
     problems: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     started_at: float = 0.0
     seconds: float = 0.0
 
-    def files(self) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    def files(self) -> tuple[tuple[str, str], tuple[str, str] | None, dict[str, bytes]]:
         """As ``nestbed.experiment.plan.make`` takes them."""
         ptopo = (self.ptopo.text, self.ptopo.name) if self.ptopo else None
-        return (self.vtopo.text, self.vtopo.name), ptopo
+        return (self.vtopo.text, self.vtopo.name), ptopo, _decoded(self.sources)
+
+    def earlier_files(self) -> tuple[tuple[str, str], tuple[str, str] | None, dict[str, bytes]]:
+        """The same of the one before, which there was."""
+        texts = [(file.text, file.name) for file in self.earlier]
+        return texts[0], texts[1] if len(texts) > 1 else None, _decoded(self.earlier_sources)
+
+
+def encoded(sources: Mapping[str, bytes]) -> tuple[File, ...]:
+    """Files of any content as a record holds them."""
+    return tuple(File(name, base64.b64encode(content).decode()) for name, content in sources.items())
+
+
+def _decoded(files: Iterable[File]) -> dict[str, bytes]:
+    return {file.name: base64.b64decode(file.text) for file in files}
 
 
 class Store:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestbed.errors import Unsupported
+from nestbed.experiment.files import with_files
 from nestbed.experiment.plan import Plan, PlannedElement, PlannedLan, digest, impairment
 from nestbed.experiment.ranges import fill
 from nestbed.experiment.vtopo import NOT_IMPAIRED, Impairing
@@ -132,7 +133,7 @@ def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
         resources=_limits(planned),
         restart=api.RestartPolicy(mode=_RESTART[words.restart[0]], max_retries=words.restart[1]),
         process=api.ProcessSpec(
-            args=planned.args,
+            args=with_files(planned.args, planned.files),
             env={key: fill(value, number) for key, value in words.env.items()},
             cwd=words.workdir,
             user=words.user,

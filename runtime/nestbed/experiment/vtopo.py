@@ -18,6 +18,7 @@ NO_SUBNET = "none"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_PATH_MAX = 1024
 _NAMES_TAKEN = ("localhost", "ip6-localhost", "ip6-loopback", "ip6-allnodes", "ip6-allrouters")
 
 
@@ -58,6 +59,27 @@ def _mount(text: str) -> tuple[str, str, bool]:
     return parts[0], parts[1], parts[2:] == ["ro"]
 
 
+def _path(text: str) -> str:
+    parts = text.split("/")
+    if not text.startswith("/") or "\0" in text or len(text) > _PATH_MAX or any(part in ("", ".", "..") for part in parts[1:]):
+        raise ValueError("is no absolute path of a file, without . and ..")
+    return text
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError("is no mode in octal digits")
+    return int(text, 8)
+
+
+def _owner(text: str) -> tuple[int, int]:
+    user, colon, group = text.partition(":")
+    numbers = (user, group if colon else user)
+    if not all(number.isascii() and number.isdecimal() and len(number) < 10 for number in numbers):
+        raise ValueError("is no number of a user, or two of a user and a group")
+    return int(numbers[0]), int(numbers[1])
+
+
 def _restart(text: str) -> tuple[str, int]:
     mode, colon, retries = text.partition(":")
     if mode not in ("no", "on-failure", "always") or (colon and not (mode == "on-failure" and retries.isdecimal() and len(retries) < 10)):
@@ -70,6 +92,9 @@ NAMES = Scalar("a name such as web, or a range such as bot[1-40]", _names, {"typ
 PATTERN = Scalar("a name, a range such as link[1-4], or one with {n} such as link{n}", _pattern, {"type": "string"})
 INTERFACE = Scalar("the name of an interface, such as eth0", _interface, {"type": "string", "maxLength": 15})
 MAC = Scalar("a unicast MAC address such as 02:00:00:00:00:07", check_mac, {"type": "string"})
+PATH = Scalar("an absolute path such as /etc/motd", _path, {"type": "string", "pattern": "^/"})
+MODE = Scalar('a mode such as "0644"', _mode, {"type": ["string", "number"], "examples": ["0644"]})
+OWNER = Scalar("USER or USER:GROUP in numbers, such as 1000:1000", _owner, {"type": ["string", "number"], "examples": ["1000:1000"]})
 DURATION = quantity("a time such as 10ms, 0.5s", quantities.duration_us)
 TIME_LIMIT = quantity("a time such as 30s, 2m", quantities.duration_seconds)
 RATE = quantity("a rate such as 10Mbit, 1Gbit", quantities.rate_bps)
@@ -157,6 +182,16 @@ READY_WHEN_RUNNING = ReadyWords()
 
 
 @dataclass(frozen=True, slots=True)
+class FileWords:
+    """A file of an element: there before its program, at every start. A text alone is its content."""
+
+    content: str = word(TEXT, "what it holds", "")
+    source: str = word(TEXT, "path of a file with what it holds, seen from the vtopo file", "")
+    mode: int = word(MODE, "access rights", 0o644)
+    owner: tuple[int, int] = word(OWNER, "whose it is; root's unless given", (0, 0))
+
+
+@dataclass(frozen=True, slots=True)
 class ElementWords:
     """A member of the experiment: a process, a virtual machine, or a machine."""
 
@@ -168,6 +203,7 @@ class ElementWords:
     workdir: str = word(TEXT, "working directory of the program", "")
     env: dict[str, str] = word(MapOf(TEXT, TEXT), "environment variables", {})
     fs: str = word(TEXT, "file system: host, host-ro, overlay, overlay=DIR, rootfs=DIR; the node's default unless given", "")
+    files: dict[str, FileWords] = word(MapOf(Record(FileWords, short="content"), PATH), "files by their paths inside", {})
     mounts: tuple[tuple[str, str, bool], ...] = word(
         ListOf(Scalar("/source:/destination[:ro]", _mount, {"type": "string"})), "further mounts, /source:/destination[:ro]", ()
     )

@@ -68,8 +68,9 @@ class ExperimentCalls(ExperimentServiceServicer):
         return api.VerifyExperimentResponse(observation=verdict.observation, deviations=verdict.deviations, times=times, flows=flows)
 
 
-def _files(request: api.UpRequest | api.DiffExperimentRequest) -> tuple[File, File | None]:
+def _files(request: api.UpRequest | api.DiffExperimentRequest) -> tuple[File, File | None, dict[str, bytes]]:
     if not request.vtopo.text:
         raise InvalidArgument("there is no virtual topology", reason="NO_VTOPO", remedy="send the text of a vtopo file")
     vtopo = File(request.vtopo.name or "vtopo", request.vtopo.text)
-    return vtopo, File(request.ptopo.name or "ptopo", request.ptopo.text) if request.HasField("ptopo") else None
+    ptopo = File(request.ptopo.name or "ptopo", request.ptopo.text) if request.HasField("ptopo") else None
+    return vtopo, ptopo, {source.path: source.content for source in request.sources}

@@ -161,6 +161,32 @@ class TopologyFile(_message.Message):
 Global___TopologyFile: _TypeAlias = TopologyFile  # noqa: Y015
 
 @_typing.final
+class SourceFile(_message.Message):
+    """SourceFile is a file that a vtopo names as the source of an element's file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Its path, as it stands in the vtopo."""
+    content: _builtins.bytes
+    """What it holds."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceFile: _TypeAlias = SourceFile  # noqa: Y015
+
+@_typing.final
 class Element(_message.Message):
     """Element is a member of an experiment."""
 
@@ -353,6 +379,7 @@ class UpRequest(_message.Message):
     VTOPO_FIELD_NUMBER: _builtins.int
     PTOPO_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     keep: _builtins.bool
     """Whether what was made is kept if something fails. Without it, an experiment that was not there before is removed again."""
     @_builtins.property
@@ -363,16 +390,21 @@ class UpRequest(_message.Message):
     def ptopo(self) -> Global___TopologyFile:
         """The physical topology; absent: this node holds everything."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceFile]:
+        """The files that the vtopo names as sources."""
+
     def __init__(
         self,
         *,
         vtopo: Global___TopologyFile | None = ...,
         ptopo: Global___TopologyFile | None = ...,
         keep: _builtins.bool = ...,
+        sources: _abc.Iterable[Global___SourceFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ptopo", b"ptopo", "vtopo", b"vtopo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "ptopo", b"ptopo", "vtopo", b"vtopo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "ptopo", b"ptopo", "sources", b"sources", "vtopo", b"vtopo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,6 +591,7 @@ class DiffExperimentRequest(_message.Message):
 
     VTOPO_FIELD_NUMBER: _builtins.int
     PTOPO_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def vtopo(self) -> Global___TopologyFile:
         """The virtual topology."""
@@ -567,15 +600,20 @@ class DiffExperimentRequest(_message.Message):
     def ptopo(self) -> Global___TopologyFile:
         """The physical topology."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceFile]:
+        """The files that the vtopo names as sources."""
+
     def __init__(
         self,
         *,
         vtopo: Global___TopologyFile | None = ...,
         ptopo: Global___TopologyFile | None = ...,
+        sources: _abc.Iterable[Global___SourceFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ptopo", b"ptopo", "vtopo", b"vtopo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ptopo", b"ptopo", "vtopo", b"vtopo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ptopo", b"ptopo", "sources", b"sources", "vtopo", b"vtopo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
