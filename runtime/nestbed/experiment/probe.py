@@ -11,6 +11,8 @@ Its source is handed to ``python3 -I -c``: it uses the standard library alone an
 ``flows``
     many calls of one address each: ``{"address", "calls", "gap", "size", "packets", "pace", "skip"}``: small ones, ``gap`` seconds apart,
     whose answers are counted; then ``packets`` of ``size`` bytes, ``pace`` seconds apart: the rate of the answers once ``skip`` bytes came;
+``ignored``
+    interfaces that are not the experiment's;
 ``look``
     whether to look around; without it targets are called twice at most, for the time, and nothing else is asked of them.
 
@@ -28,6 +30,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 TRIES = 8
@@ -77,22 +80,23 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def interfaces() -> dict[str, dict[str, Any]]:
-    """Every interface but lo: MAC, MTU, carrier, addresses that are not link-local."""
+def own_interfaces(ignored: list[str]) -> dict[int, str]:
+    """The names of those that are looked at, by index."""
+    return {number: name for number, name in socket.if_nameindex() if name not in ("lo", *ignored)}
+
+
+def interfaces(own: dict[int, str]) -> dict[str, dict[str, Any]]:
+    """Of each interface MAC, MTU, carrier, addresses that are not link-local."""
     found: dict[str, dict[str, Any]] = {}
-    for number, name in socket.if_nameindex():
-        if name != "lo":
-            mac, mtu, flags = (open(f"/sys/class/net/{name}/{what}").read().strip() for what in ("address", "mtu", "flags"))  # noqa: SIM115
-            is_up = bool(int(flags, 16) & 1) and open(f"/sys/class/net/{name}/carrier").read().strip() == "1"  # noqa: SIM115
-            found[name] = {"number": number, "mac": mac, "mtu": int(mtu), "carrier": is_up, "addresses": []}
-    by_number = {entry["number"]: entry for entry in found.values()}
+    for name in own.values():
+        mac, mtu, flags = (open(f"/sys/class/net/{name}/{what}").read().strip() for what in ("address", "mtu", "flags"))  # noqa: SIM115
+        is_up = bool(int(flags, 16) & 1) and open(f"/sys/class/net/{name}/carrier").read().strip() == "1"  # noqa: SIM115
+        found[name] = {"mac": mac, "mtu": int(mtu), "carrier": is_up, "addresses": []}
     for fixed, given in dump(_RTM_GETADDR):
         _, prefix, _, _, number = struct.unpack("=BBBBI", fixed)
         address = ipaddress.ip_address(given.get(2) or given[1])
-        if number in by_number and not address.is_link_local:
-            by_number[number]["addresses"].append(f"{address}/{prefix}")
-    for entry in found.values():
-        del entry["number"]
+        if number in own and not address.is_link_local:
+            found[own[number]]["addresses"].append(f"{address}/{prefix}")
     return found
 
 
@@ -119,12 +123,12 @@ def names() -> dict[str, list[str]]:
     return found
 
 
-def neighbours() -> dict[str, str]:
+def neighbours(own: dict[int, str]) -> dict[str, str]:
     """Resolved entries of the tables of ARP (RFC 826) and of neighbour discovery (RFC 4861): MACs by address."""
     found = {}
     for fixed, given in dump(_RTM_GETNEIGH):
-        family, state = fixed[0], struct.unpack_from("=H", fixed, 8)[0]  # struct ndmsg: family, padding, index, state, ...
-        if family in (socket.AF_INET, socket.AF_INET6) and state & _NUD_RESOLVED and 1 in given and len(given.get(2, b"")) == 6:
+        family, number, state = struct.unpack("=BxxxiHxx", fixed)
+        if family in (socket.AF_INET, socket.AF_INET6) and state & _NUD_RESOLVED and number in own and len(given.get(2, b"")) == 6:
             address = ipaddress.ip_address(given[1])
             if not address.is_multicast:
                 found[str(address)] = given[2].hex(":")
@@ -141,7 +145,7 @@ def checksum(data: bytes) -> int:
 class Caller:
     """Echo requests out, replies in, by sequence number. Times are seconds of CLOCK_REALTIME, which the kernel stamps with."""
 
-    def __init__(self, versions: set[int]) -> None:
+    def __init__(self, versions: set[int], names: Iterable[str]) -> None:
         self.sockets: dict[int, socket.socket] = {}
         if 4 in versions:
             self.sockets[4] = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -158,7 +162,7 @@ class Caller:
         self.sent: dict[int, tuple[str, float]] = {}
         self.replies: dict[int, list[tuple[int, float, float]]] = {}
         self.sniffers = {}
-        for name in (name for _, name in socket.if_nameindex() if name != "lo"):
+        for name in names:
             sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # with a protocol it would hear all interfaces until it is bound
             sniffer.bind((name, _ETH_P_ALL))
             self.sniffers[sniffer] = name
@@ -288,7 +292,8 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     targets, seconds = request["targets"], request["seconds"]
     called = [*targets, *(asked["address"] for asked in request["flows"])]
-    caller = Caller({6 if ":" in address else 4 for address in called})
+    own = own_interfaces(request["ignored"])
+    caller = Caller({6 if ":" in address else 4 for address in called}, own.values())
     heard = call_all(caller, targets, seconds, TRIES if request["look"] else 2)
     seen: dict[str, Any] = {"calls": heard, "flows": {asked["address"]: flow(caller, asked, seconds) for asked in request["flows"]}}
     if request["look"]:
@@ -297,10 +302,10 @@ def main() -> None:
             heard[address]["path_mtu"] = size
         seen |= {
             "hostname": socket.gethostname(),
-            "interfaces": interfaces(),
+            "interfaces": interfaces(own),
             "routes": routes(),
             "names": names(),
-            "neighbours": neighbours(),
+            "neighbours": neighbours(own),
             "heard": {name: sorted(macs) for name, macs in caller.heard.items()},
         }
     print(json.dumps(seen))  # noqa: T201 - that is how it answers

@@ -130,6 +130,7 @@ def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
         ],
         routes=[api.Route(destination=route.destination, via=route.via) for route in planned.routes],
         hosts=plan.hosts.text(planned.element),
+        control=words.control,
         resources=_limits(planned),
         restart=api.RestartPolicy(mode=_RESTART[words.restart[0]], max_retries=words.restart[1]),
         process=api.ProcessSpec(

@@ -78,10 +78,14 @@ class _Verification:
             for name in plan.elements
         }
         self._flows = flows.choose(plan, self._expected)
+        self._ignored: dict[str, list[str]] = {}
+        """NICs on nodes' control networks, by element: they are no part of the experiment."""
         self._verdict = Verdict()
 
     async def run(self) -> Verdict:
         """Ask all, then measure what needs a LAN for itself."""
+        holdings = await self._fleet.holdings(self._plan.name)
+        self._ignored = {name: [held.control.name] for (_, name), held in holdings.containers.items() if held.HasField("control")}
         results = await self._ask_all()
         suspects: list[Flow] = [flow for flow in self._flows if flow.is_declared]
         seen: dict[str, Any] = {}
@@ -142,6 +146,7 @@ class _Verification:
             "seconds": PATIENCE_SECONDS + 1.5 * slowest + min(queue, _QUEUE_SECONDS_MAX),
             "sizes": self._sizes,
             "flows": asked,
+            "ignored": self._ignored.get(planned.name, []),
             "look": look,
         }
         args = ["python3", "-I", "-c", inspect.getsource(probe), json.dumps(request)]

@@ -218,6 +218,7 @@ class ElementWords:
     )
     image: str = word(TEXT, "disk image of a qemu element; the node's own root unless given", "")
     labels: dict[str, str] = word(MapOf(TEXT, TEXT), "labels to select by", {})
+    control: bool | None = word(FLAG, "whether it has a NIC on its node's control network: if it is a virtual machine, unless given", None)
     forward: bool | None = word(FLAG, "whether it forwards packets: if it has several NICs, unless given", None)
     routes: tuple[RouteWords, ...] = word(ListOf(Record(RouteWords)), "routes of its own, beside the computed ones", ())
     after: tuple[str, ...] = word(ListOf(NAMES), "elements (or ranges) that must be ready before it starts", ())
