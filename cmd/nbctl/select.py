@@ -87,11 +87,17 @@ def choose(names: Sequence[str], items: Sequence[N], *, none_is_fine: bool = Fal
     """
     chosen: dict[str, N] = {}
     for name in names:
-        matches = [item for item in items if fnmatchcase(item.name, name)] if is_glob(name) else [_one(name, items)]
+        matches = [item for item in items if matches_path(item.name, name)] if is_glob(name) else [_one(name, items)]
         if not matches and not none_is_fine:
             raise Failure(f"nothing matches '{name}'", remedy="`nbctl ps -a` and `nbctl lan ls` show what there is")
         chosen.update((item.id, item) for item in matches)
     return list(chosen.values())
+
+
+def matches_path(path: str, glob: str) -> bool:
+    """Whether a name or path matches part by part: ``*`` is what the node itself has, ``vm1/*`` what the node inside vm1 has."""
+    parts, globs = path.split("/"), glob.split("/")
+    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
 
 
 def _one(name: str, items: Sequence[N]) -> N:

@@ -23,6 +23,8 @@ from nestbed.model import Kind
 from nestbed.node.node import Node
 from nestbed.node.rundir import RunDirectory
 from nestbed.process.container import ProcessRuntime
+from nestbed.process.masks import code_paths
+from nestbed.qemu.inside import Code
 from nestbed.qemu.runtime import QemuRuntime
 from nestbed.runtime import PortHook, Runtime
 from nestbedd import settings as configuration
@@ -109,7 +111,9 @@ def _runtimes(settings: Settings, node_id: str, port_hook: PortHook) -> Mapping[
         memory_default_bytes=_memory_default_bytes(),
         port_hook=port_hook,
     )
-    return {Kind.PROCESS: processes, Kind.QEMU: QemuRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, sandboxes=processes)}
+    code = Code(tuple(os.path.realpath(path) for path in code_paths()), (sys.executable, "-m", "nestbedd"))
+    machines = QemuRuntime(run_dir=settings.run_dir, state_dir=settings.state_dir, sandboxes=processes, code=code)
+    return {Kind.PROCESS: processes, Kind.QEMU: machines}
 
 
 def _memory_default_bytes() -> int:

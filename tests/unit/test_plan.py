@@ -227,6 +227,15 @@ def test_bad_mounts_are_refused(mount: Mount, source: str, reason: str) -> None:
     assert caught.value.reason == reason
 
 
+def test_code_is_shown_to_nodes_inside_and_never_to_be_written() -> None:
+    hidden, code = ["/opt/nestbed", "/srv/run"], {"/opt/nestbed"}
+    bound = plan.bind(Mount("/opt/nestbed", "/x", read_only=True), "/opt/nestbed", hidden, "/srv/run/b", code)
+    assert (bound["code"], bound["read_only"], bound["source"]) == (True, True, "/opt/nestbed")
+    for mount in (Mount("/opt/nestbed", "/x"), Mount("/srv/run", "/x", read_only=True)):
+        with pytest.raises(InvalidArgument):
+            plan.bind(mount, mount.source, hidden, "/srv/run/b", code)
+
+
 def test_masks_are_outermost() -> None:
     assert masks.outermost(["/b/c", "/b", "/b-c", "/a/x", "/b/c/d", "/a/x"]) == ("/a/x", "/b", "/b-c")
 

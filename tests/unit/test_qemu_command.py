@@ -10,7 +10,7 @@ import pytest
 from nestbed.errors import InvalidArgument, Unsupported
 from nestbed.lanmodel import Nic
 from nestbed.model import Bundle, FsMode, Kind, Mount, ProcessSpec, QemuSpec, Resources, Route, Spec
-from nestbed.qemu import command, plan, sandbox
+from nestbed.qemu import command, inside, plan, sandbox
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.frames import Parser, Type
 
@@ -41,6 +41,28 @@ def test_command_line_of_qemu() -> None:
         " -netdev tap,id=nic3-net,ifname=nbtap3,script=no,downscript=no"
         " -device virtio-net-pci,id=nic3,netdev=nic3-net,mac=02:00:00:00:00:01,addr=b,host_mtu=1400,disable-legacy=on,romfile="
     )
+
+
+CONTROL = Nic("control0", "control", "control", "02:00:00:00:00:09", ("172.31.240.2/20",), 1500, "nbp1", "control0")
+
+
+def test_a_node_inside_is_kept_running_and_sees_the_code() -> None:
+    node = spec(qemu=QemuSpec(node=True), control=CONTROL)
+    assert inside.address(node) == "172.31.240.2:7411"
+    assert inside.address(spec(control=CONTROL)) == ""
+    code = inside.Code(("/opt/nestbed",), ("/opt/nestbed/bin/python", "-m", "nestbedd"))
+    told = Parser().feed(inside.program(node, code, {"ca.pem": b"CA", "node.pem": b"CERT", "node.key": b"KEY"}))
+    files = [frame.payload for frame in told if frame.type == Type.WRITE]
+    assert (0o600).to_bytes(4, "little") + b"/run/nestbed-node.key\0KEY" in files
+    words = b" ".join(frame.payload for frame in told if frame.type == Type.ARGUMENT)
+    assert words.startswith(b"/opt/nestbed/bin/python -m nestbedd --name vm1 ")
+    assert b"--listen tcp://172.31.240.2:7411" in words
+    assert b"KEY" not in words
+    assert told[-1].type == Type.KEEP
+    shown = Mount("/opt/nestbed", "/export/root/opt/nestbed", read_only=True)
+    bundle = Bundle(Path("/b"))
+    assert shown in sandbox.spec_of(node, bundle, code.paths).process.mounts
+    assert shown not in sandbox.spec_of(spec(), bundle, code.paths).process.mounts
 
 
 def test_kvm_is_used_where_it_works() -> None:

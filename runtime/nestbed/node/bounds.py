@@ -75,6 +75,8 @@ def check_container(request: ContainerRequest) -> ContainerRequest:
     _check_hosts(request.hosts)
     if request.qemu is not None:
         _check_text("what is added to the kernel's command line", request.qemu.append, VALUE_CHARS_MAX)
+        if request.qemu.node and request.control is False:
+            _refuse("a node inside a virtual machine is reached by the control network", "CONFLICTING_OPTIONS", "leave out --no-control")
     _check_process(request.process, needs_program=request.kind is Kind.PROCESS)
     return dataclasses.replace(request, resources=check_resources(request.resources))
 

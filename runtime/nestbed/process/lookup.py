@@ -17,6 +17,7 @@ from nestbed.errors import InvalidArgument, NestbedError, NotFound, shown, trans
 from nestbed.linux.path import openat2
 from nestbed.model import FsMode, ProcessSpec
 from nestbed.process.launch import candidates
+from nestbed.process.masks import code_paths
 from nestbed.process.plan import bind, is_within
 from nestbed.process.protocol import LaunchMount
 
@@ -28,7 +29,7 @@ class Lookup:
     """The root of one container to be, open for looking; a context manager."""
 
     def __init__(self, process: ProcessSpec, hidden: Sequence[str], own: str = "") -> None:
-        """``hidden`` are the paths of the node that no container sees, except for what is in ``own``.
+        """``hidden`` are the paths of the node that no container sees, except for what is in ``own``, and then for nestbed's code.
 
         Raises:
             NotFound: there is no such rootfs or overlay directory. InvalidArgument: it is no absolute path, or hidden.
@@ -36,6 +37,7 @@ class Lookup:
         self._process = process
         self._hidden = hidden
         self._own = own
+        self._code = {os.path.realpath(path) for path in code_paths()} if own else frozenset[str]()
         is_own = bool(own) and is_within(process.rootfs, own)
         self._root = _directory("rootfs", process.rootfs, () if is_own else hidden) if process.fs is FsMode.ROOTFS else "/"
         if process.fs is FsMode.OVERLAY and process.overlay_dir:
@@ -61,7 +63,7 @@ class Lookup:
         found = []
         for mount in self._process.mounts:
             source = os.path.realpath(mount.source)
-            binding = bind(mount, source, self._hidden, self._own)
+            binding = bind(mount, source, self._hidden, self._own, self._code)
             if not os.path.lexists(source):
                 raise _missing("mount source", mount.source, "MOUNT_SOURCE_NOT_FOUND", "make it, or mount another one")
             if self._process.fs in (FsMode.HOST, FsMode.HOST_RO) and self._stat(binding["destination"], is_mount=True) is None:

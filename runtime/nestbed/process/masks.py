@@ -30,7 +30,7 @@ class Masks:
 
     def __init__(self, hidden: Iterable[Path]) -> None:
         """``hidden`` are the daemon's own directories and keys, besides its code and the node's secrets, which are always hidden."""
-        self._fixed = [os.path.realpath(path) for path in (*hidden, *_code(), *(Path(path) for path in _SECRETS))]
+        self._fixed = [os.path.realpath(path) for path in (*hidden, *code_paths(), *(Path(path) for path in _SECRETS))]
         self._paths: tuple[str, ...] = ()
         self._looked_at = float("-inf")
 
@@ -123,7 +123,7 @@ def parse_unix(text: bytes) -> set[str]:
     return found
 
 
-def _code() -> list[Path]:
+def code_paths() -> list[Path]:
     """Where the daemon's code is: a virtual environment, and the packages themselves."""
     found = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     for package in _PACKAGES:

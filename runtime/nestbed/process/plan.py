@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from nestbed.errors import InvalidArgument, shown
@@ -182,9 +182,9 @@ def restart(policy: RestartPolicy) -> dict[str, object]:
     return {"mode": policy.mode.value, "max_retries": policy.max_retries}
 
 
-def bind(mount: Mount, source: str, hidden: Iterable[str], own: str = "") -> LaunchMount:
+def bind(mount: Mount, source: str, hidden: Iterable[str], own: str = "", code: Collection[str] = ()) -> LaunchMount:
     """The bind mount of ``mount``, whose source is ``source`` once symbolic links are resolved; ``hidden`` are the resolved paths of the
-    node that no container sees, except for what is in ``own``.
+    node that no container sees, except for what is in ``own``, and read-only for the directories ``code``.
 
     Raises:
         InvalidArgument: it would show something hidden (reason HIDDEN_SOURCE), or a path is not absolute (reason BAD_MOUNT).
@@ -196,6 +196,8 @@ def bind(mount: Mount, source: str, hidden: Iterable[str], own: str = "") -> Lau
         raise _bad_mount(mount, "/proc, /sys and /dev are the container's own")
     if own and is_within(source, own):
         return LaunchMount(source=source[len(own) + 1 :], destination=destination, read_only=mount.read_only, masks=[], own=True)
+    if source in code and mount.read_only:
+        return LaunchMount(source=source, destination=destination, read_only=True, masks=[], code=True)
     masks = []
     for path in hidden:
         if is_within(source, path):

@@ -104,13 +104,16 @@ STEPS = (
 
 
 class LaunchMount(TypedDict):
-    """A bind mount; ``masks`` are absolute paths inside that must be hidden within it. ``own``: the source is relative to the bundle."""
+    """A bind mount; ``masks`` are absolute paths inside that must be hidden within it. ``own``: the source is relative to the bundle;
+    ``code``: it is nestbed's own code.
+    """
 
     source: str
     destination: str
     read_only: bool
     masks: list[str]
     own: NotRequired[bool]
+    code: NotRequired[bool]
 
 
 class LaunchRoot(TypedDict, total=False):

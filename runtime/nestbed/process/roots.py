@@ -79,8 +79,13 @@ def write_mounts(program: Program, launch: Launch) -> None:
     """The mounts asked for, over everything else."""
     create = launch["root"]["mode"] in ("overlay", "rootfs")
     for number, item in enumerate(launch["mounts"]):
-        base = _base(launch, own=item.get("own", False))
+        base = _base_of(launch, item)
         _mount(program, item, base, Register(FREE + number), create=create)
+
+
+def _base_of(launch: Launch, item: LaunchMount) -> str:
+    """Where the source of a mount is looked up: nestbed's code in the keeper's own root, where it is read-only and not covered."""
+    return "/" if item.get("code", False) else _base(launch, own=item.get("own", False))
 
 
 def _base(launch: Launch, *, own: bool) -> str:
@@ -129,7 +134,7 @@ def _open_sources(program: Program, launch: Launch, sources: Sequence[Register])
     program.about = "mount"
     opened = ""
     for item, source in zip(launch["mounts"], sources, strict=True):
-        base = _base(launch, own=item.get("own", False))
+        base = _base_of(launch, item)
         if base != opened:
             open_at(program, AT_FDCWD, base, os.O_PATH, to=PARENT)
             opened = base

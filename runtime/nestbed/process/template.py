@@ -21,6 +21,7 @@ from nestbed.linux import mount
 from nestbed.linux.libc import AT_RECURSIVE
 from nestbed.linux.namespace import CLONE_NEWNS, setns, unshare
 from nestbed.linux.path import openat2
+from nestbed.process.masks import code_paths
 from nestbed.process.places import BUNDLES, DEVICES, DEVICES_KVM, MASK_DIR, MASK_FILE, NEW_ROOT, SCRATCH, TEMPLATE
 
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0), ("net/tun", 10, 200))
@@ -96,8 +97,9 @@ def enter(bundles_fd: int) -> None:
 
 
 def _python_paths() -> list[str]:
-    """The directories that hold the interpreter and its modules, none within another, symbolic links resolved away."""
+    """The directories that hold the interpreter and its modules, and nestbed's code, none within another, symbolic links resolved away."""
     wanted = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, sys.prefix, os.path.dirname(os.path.dirname(nestbed.__file__))}
+    wanted.update(map(str, code_paths()))
     real = {path for path in wanted if os.path.lexists(path) and not os.path.islink(path)}
     return sorted(path for path in real if not any(path != other and path.startswith(f"{other}/") for other in real))
 

@@ -18,6 +18,7 @@ from nestbed.model import Bundle
 from nestbed.qemu import sandbox
 from nestbed.qemu.plan import Word, parse_state
 from nestbed.qemu.store import Boot
+from nestbed.runtime import NODE_CREDENTIALS
 
 _STATE_BYTES = 4096
 _TAIL_BYTES = 4096
@@ -60,6 +61,11 @@ class Files:
         """The guest's hosts file."""
         with translated(f"reading the hosts of container {self._id}"):
             return (self.directory / "hosts").read_bytes()
+
+    def credentials(self) -> dict[str, bytes]:
+        """By what the node inside is known."""
+        with translated(f"reading the certificate of the node in container {self._id}", container=self._id):
+            return {path.name: path.read_bytes() for path in (self.directory.parent / NODE_CREDENTIALS).iterdir()}
 
     def write_numbers(self, numbers: dict[str, int]) -> None:
         """Keep which NIC has which device."""

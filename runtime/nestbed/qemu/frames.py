@@ -39,6 +39,7 @@ class Type(enum.IntEnum):
     NIC = 17
     POWER_OFF = 18
     MOUNT = 19
+    KEEP = 20
     READY = 65
     STARTED = 66
     FAILED = 67
@@ -95,6 +96,11 @@ class Program:
     stdin: bool = False
     rows: int = 24
     columns: int = 80
+
+
+def keep(channel: int, program: Program) -> bytes:
+    """The frames that start a program which is started again whenever it ends."""
+    return b"".join((*_words(Type.ARGUMENT, channel, program.args), frame(Type.KEEP, channel)))
 
 
 def run(channel: int, program: Program) -> bytes:

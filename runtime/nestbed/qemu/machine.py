@@ -24,11 +24,12 @@ from nestbed.errors import (
 from nestbed.lanmodel import Nic
 from nestbed.log import fields
 from nestbed.model import Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
-from nestbed.qemu import command, copying, plan, sandbox
+from nestbed.qemu import command, copying, inside, plan, sandbox
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.files import Files
 from nestbed.qemu.frames import Program
 from nestbed.qemu.guest import Execution, Guest, refused
+from nestbed.qemu.inside import Code
 from nestbed.qemu.monitor import Monitor
 from nestbed.qemu.news import News
 from nestbed.qemu.sandbox import Sandbox
@@ -52,6 +53,7 @@ class Parts:
     listener: StatusListener
     forget: Callable[[str], object]
     accelerator: str
+    code: Code
 
 
 class QemuContainer:
@@ -91,6 +93,11 @@ class QemuContainer:
     def status(self) -> Status:
         """See the contract."""
         return self._status
+
+    @property
+    def node_address(self) -> str:
+        """See the contract's Nesting."""
+        return inside.address(self._spec)
 
     # ---- making and taking up
 
@@ -160,8 +167,12 @@ class QemuContainer:
             has_input=bool(process.args) and (process.stdin or process.tty),
         )
         self._files.write_numbers(self._numbers)
-        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts()))
+        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts(), self._inside()))
         self._files.write("plan", warden)
+
+    def _inside(self) -> bytes:
+        """What starts the node in the guest, if there is to be one."""
+        return inside.program(self._spec, self._parts.code, self._files.credentials()) if inside.is_node(self._spec) else b""
 
     def _device(self, nic: Nic) -> NicDevice:
         if nic.name not in self._numbers:

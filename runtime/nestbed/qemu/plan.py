@@ -150,8 +150,8 @@ def nic_frame(channel: int, nic: Nic, spec: Spec) -> bytes:
     return frames.nic(channel, mac=nic.mac, name=nic.name, mtu=nic.mtu, addresses=nic.addresses, routes=routes_of(nic, spec))
 
 
-def program(spec: Spec, nics: Sequence[Nic], hosts: bytes) -> bytes:
-    """``program``: the guest's names, files and interfaces, then what it runs."""
+def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"") -> bytes:
+    """``program``: the guest's names, files and interfaces, what starts a node ``inside``, then what it runs."""
     hostname = spec.hostname or spec.name
     process = spec.process
     sysctls = (*_SYSCTLS, *((key.replace(".", "/") if "/" not in key else key, value) for key, value in process.sysctls))
@@ -166,6 +166,7 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes) -> bytes:
             for number, mount in enumerate(process.mounts)
         ),
         *(nic_frame(0, nic, spec) for nic in nics),
+        inside,
     ]
     if process.args:
         env = (("PATH", PATH), ("HOSTNAME", hostname), *process.env)

@@ -13,6 +13,7 @@ from nestbed.qemu import accel, command, plan, sandbox
 from nestbed.qemu.accel import Accelerator
 from nestbed.qemu.files import Files
 from nestbed.qemu.images import ImageRoom
+from nestbed.qemu.inside import Code
 from nestbed.qemu.machine import Parts, QemuContainer
 from nestbed.qemu.news import News
 from nestbed.qemu.sandbox import Sandbox, Sandboxes
@@ -25,8 +26,10 @@ _PROGRAMS = ((command.QEMU, "qemu-system-x86"), (command.VIRTIOFSD, "qemu-system
 class QemuRuntime:
     """See the contract. Its machines live in sandboxes, which must be open before and closed after it."""
 
-    def __init__(self, *, run_dir: Path, state_dir: Path, sandboxes: Sandboxes) -> None:
+    def __init__(self, *, run_dir: Path, state_dir: Path, sandboxes: Sandboxes, code: Code | None = None) -> None:
+        """``code`` is this daemon's own, for machines that are nodes."""
         self._run_dir = run_dir
+        self._code = code or Code()
         self._sandboxes = sandboxes
         self._store = Store(state_dir / "vm")
         self._images = ImageRoom(state_dir / "vm" / "images")
@@ -102,7 +105,7 @@ class QemuRuntime:
             Files(bundle).make(boot)
             container = await self._container(spec, bundle, {})
             container.write_plan()
-            container.made(await self._sandboxes.create(sandbox.spec_of(spec, bundle), bundle))
+            container.made(await self._sandboxes.create(sandbox.spec_of(spec, bundle, self._code.paths), bundle))
         except BaseException:
             if container is not None:
                 await container.aclose()
@@ -113,7 +116,7 @@ class QemuRuntime:
 
     async def _container(self, spec: Spec, bundle: Bundle, numbers: dict[str, int]) -> QemuContainer:
         accelerator = (await asyncio.shield(self._trial())).name
-        container = QemuContainer(spec, bundle, Parts(self._news, self._listener, self._forget, accelerator), numbers)
+        container = QemuContainer(spec, bundle, Parts(self._news, self._listener, self._forget, accelerator, self._code), numbers)
         self._containers[spec.id] = container
         return container
 
@@ -122,7 +125,7 @@ class QemuRuntime:
         numbers = Files(bundle).read_numbers()
         container = await self._container(spec, bundle, numbers)
         try:
-            inner: Sandbox = await self._sandboxes.recover(sandbox.spec_of(spec, bundle), bundle)
+            inner: Sandbox = await self._sandboxes.recover(sandbox.spec_of(spec, bundle, self._code.paths), bundle)
             container.made(inner)
             await container.take_up()
         except BaseException:

@@ -14,6 +14,7 @@ from typing import Protocol
 from nestbed.lanmodel import Nic
 from nestbed.model import Bundle, FsMode, Kind, Mount, ProcessSpec, Resources, Spec
 from nestbed.qemu.command import EXPORT, share_path
+from nestbed.qemu.inside import is_node
 from nestbed.qemu.plan import MEMORY_DEFAULT_BYTES, OVERHEAD_BYTES
 from nestbed.runtime import Container, HostsAware, Leftover, Pausable, StatusListener, Updatable
 
@@ -38,7 +39,7 @@ class Sandbox(Container, Pausable, Updatable, HostsAware, Protocol):
 
 class Sandboxes(Protocol):
     """The runtime that makes sandboxes, a part of ``nestbed.runtime.Runtime``. A container of another kind than its own may mount
-    what is in its own bundle.
+    what is in its own bundle, and nestbed's code read-only.
     """
 
     def listen(self, kind: Kind, listener: StatusListener) -> None:
@@ -62,8 +63,8 @@ class Sandboxes(Protocol):
         ...
 
 
-def spec_of(spec: Spec, bundle: Bundle) -> Spec:
-    """The spec of the sandbox of a machine."""
+def spec_of(spec: Spec, bundle: Bundle, code: Sequence[str] = ()) -> Spec:
+    """The spec of the sandbox of a machine, whose guest sees nestbed's own ``code`` at the same place if it is a node."""
     directory = bundle.path / DIRECTORY
     process = ProcessSpec(
         args=(WARDEN, "run"),
@@ -73,6 +74,7 @@ def spec_of(spec: Spec, bundle: Bundle) -> Spec:
             Mount("/usr", "/usr", read_only=True),
             Mount(str(directory), f"/{DIRECTORY}"),
             Mount("/", f"{EXPORT}/root", read_only=True),
+            *(Mount(path, f"{EXPORT}/root{path}", read_only=True) for path in (code if is_node(spec) else ())),
             *(Mount(str(directory / "empty"), f"{EXPORT}/root/{name}", read_only=True) for name in _COVERED),
             Mount(str(directory / "modules"), f"{EXPORT}/modules", read_only=True),
             *(Mount(mount.source, share_path(number), mount.read_only) for number, mount in enumerate(spec.process.mounts)),

@@ -129,6 +129,9 @@ class Store:
         code, text = await _run(("depmod", "-b", str(new), version))
         if code:
             raise _no_kernel(_last_line(text))
+        with translated("opening the kernel's modules to guests", path=new):
+            for path in (new / "lib/modules" / version).glob("modules.*"):
+                path.chmod(0o644)  # depmod makes some for root alone
 
     # ---- our programs
 

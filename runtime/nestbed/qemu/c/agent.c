@@ -28,8 +28,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "frames.h"
@@ -79,7 +81,16 @@ struct pending_nic {
     uint32_t length;
 };
 
+/* A program that is started again whenever it ends. */
+struct kept {
+    struct kept *next;
+    struct channel program;
+    pid_t pid;           /* 0: it is to be started at `due` */
+    struct timespec due; /* of CLOCK_MONOTONIC */
+};
+
 static struct port ports[PORTS];
+static struct kept *kept_programs;
 static struct pending_nic pending[PENDING_NICS_MAX];
 static size_t pending_count;
 static int epoll_fd, signal_fd, uevent_fd;
@@ -470,6 +481,91 @@ static void run(struct channel *channel) {
     }
 }
 
+/* ---- programs that are kept running */
+
+enum { KEPT_REST_SECONDS = 1 };
+
+static void rest(struct kept *kept) {
+    kept->pid = 0;
+    clock_gettime(CLOCK_MONOTONIC, &kept->due);
+    kept->due.tv_sec += KEPT_REST_SECONDS;
+}
+
+/* 0, or the error that kept it from being started. */
+static int start_kept(struct kept *kept, char *step, size_t step_size) {
+    int report_pipe[2], stdio[3];
+    unsigned char problem[64];
+    snprintf(step, step_size, "keep");
+    if (pipe2(report_pipe, O_CLOEXEC))
+        return errno;
+    stdio[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    stdio[1] = stdio[2] = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    kept->pid = fork();
+    if (kept->pid == 0)
+        execute(&kept->program, report_pipe[1], stdio, 0);
+    int error = kept->pid < 0 ? errno : 0;
+    close(report_pipe[1]);
+    close_fd(&stdio[0]);
+    close_fd(&stdio[1]);
+    ssize_t length = error ? 0 : read(report_pipe[0], problem, sizeof problem - 1);
+    close(report_pipe[0]);
+    if (length >= 4) {
+        problem[length] = 0;
+        snprintf(step, step_size, "%s", (char *)problem + 4);
+        error = (int)get32(problem);
+    }
+    if (error)
+        rest(kept);
+    return error;
+}
+
+/* The channel's program is no channel's any more. */
+static void keep(struct channel *channel) {
+    char step[64];
+    if (channel->is_started || !channel->arguments.count) {
+        send_failure(channel->port, channel->id, EINVAL, "keep");
+        return;
+    }
+    struct kept *kept = must(calloc(1, sizeof *kept));
+    kept->program.arguments = channel->arguments;
+    kept->program.variables = channel->variables;
+    memset(&channel->arguments, 0, sizeof channel->arguments);
+    memset(&channel->variables, 0, sizeof channel->variables);
+    kept->next = kept_programs;
+    kept_programs = kept;
+    answer(channel->port, channel->id, start_kept(kept, step, sizeof step), step);
+    forget_channel(channel);
+}
+
+static void note_end_of_kept(pid_t pid, int status) {
+    for (struct kept *kept = kept_programs; kept; kept = kept->next)
+        if (kept->pid == pid) {
+            say("%s ended with %d: it is started again", kept->program.arguments.list[0], WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status));
+            rest(kept);
+        }
+}
+
+/* Start those that are due; milliseconds until the next one is, -1 if none will be. */
+static int start_due(void) {
+    struct timespec now;
+    char step[64];
+    long next = -1;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    for (struct kept *kept = kept_programs; kept; kept = kept->next) {
+        if (kept->pid)
+            continue;
+        long left = (kept->due.tv_sec - now.tv_sec) * 1000 + (kept->due.tv_nsec - now.tv_nsec) / 1000000;
+        int error = left > 0 ? 0 : start_kept(kept, step, sizeof step);
+        if (error)
+            say("%s: %s: %s", kept->program.arguments.list[0], step, strerror(error));
+        if (left <= 0)
+            left = error ? KEPT_REST_SECONDS * 1000 : -1;
+        if (left > 0 && (next < 0 || left < next))
+            next = left;
+    }
+    return (int)next;
+}
+
 static void give_input(struct channel *channel) {
     while (channel->input_bytes && channel->in_fd >= 0) {
         ssize_t written = write(channel->in_fd, channel->input, channel->input_bytes);
@@ -539,7 +635,8 @@ static void reap(void) {
         continue;
     pid_t pid;
     int status;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        note_end_of_kept(pid, status);
         for (size_t number = 0; number < PORTS; number++)
             for (struct channel *channel = ports[number].channels; channel; channel = channel->next)
                 if (channel->pid == pid) {
@@ -547,6 +644,7 @@ static void reap(void) {
                     channel->is_ended = 1;
                     channel->wait_status = status;
                 }
+    }
 }
 
 /* ---- files, names, interfaces */
@@ -677,6 +775,9 @@ static void collect(struct channel *channel, const struct frame *frame) {
     case RUN:
         run(channel);
         break;
+    case KEEP:
+        keep(channel);
+        break;
     }
 }
 
@@ -731,8 +832,8 @@ static void obey(struct port *port, const struct frame *frame) {
         reboot(RB_POWER_OFF);
         break;
     default:
-        channel = find_channel(port, frame->channel, frame->type <= RUN);
-        if (channel && frame->type <= RUN)
+        channel = find_channel(port, frame->channel, frame->type <= RUN || frame->type == KEEP);
+        if (channel && (frame->type <= RUN || frame->type == KEEP))
             collect(channel, frame);
         else if (channel)
             steer(channel, frame);
@@ -839,7 +940,7 @@ static _Noreturn void serve(void) {
         watched[1] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
         watched[2] = (struct pollfd){.fd = uevent_fd, .events = POLLIN};
         size_t count = watch_channels(watched, 3, sizeof watched / sizeof *watched);
-        poll(watched, (nfds_t)count, -1);
+        poll(watched, (nfds_t)count, start_due());
         if (watched[1].revents)
             reap();
         if (watched[2].revents)
@@ -900,6 +1001,30 @@ static void show_modules(void) {
         say("modules: %s", strerror(errno));
 }
 
+/* Devices whose module is loaded when somebody opens them, such as /dev/net/tun: what udev and kmod do elsewhere. */
+static void make_static_nodes(void) {
+    struct utsname name;
+    char path[300], line[256], module[64], node[128], kind;
+    unsigned major, minor;
+    uname(&name);
+    snprintf(path, sizeof path, "/usr/lib/modules/%s/modules.devname", name.release);
+    FILE *list = fopen(path, "re");
+    while (list && fgets(line, sizeof line, list)) {
+        if (sscanf(line, "%63s %127s %c%u:%u", module, node, &kind, &major, &minor) != 5 || strstr(node, ".."))
+            continue;
+        snprintf(path, sizeof path, "/dev/%s", node);
+        char *slash = strrchr(path, '/');
+        *slash = 0;
+        make_directories(path);
+        *slash = '/';
+        mode_t mode = (kind == 'b' ? S_IFBLK : S_IFCHR) | (strcmp(module, "tun") && strcmp(module, "fuse") ? 0600 : 0666);
+        if (!mknod(path, mode, makedev(major, minor)))
+            chmod(path, mode & 0777);
+    }
+    if (list)
+        fclose(list);
+}
+
 static void mount_root(void) {
     char root[128];
     option("nestbed.root", root, sizeof root);
@@ -923,11 +1048,14 @@ static void mount_root(void) {
     /* The node's is not shown: what root keeps there is root's. */
     mount_or_give_up("home", "root", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
     show_modules();
+    if (mount("cgroup2", "sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+        say("cgroups: %s", strerror(errno));
     if (mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         give_up("changing the root");
     if (symlink("/proc/self/fd", "/dev/fd") || symlink("/proc/self/fd/0", "/dev/stdin") || symlink("/proc/self/fd/1", "/dev/stdout") ||
         symlink("/proc/self/fd/2", "/dev/stderr"))
         say("links in /dev: %s", strerror(errno));
+    make_static_nodes();
 }
 
 static void open_news(void) {

@@ -35,6 +35,7 @@ enum frame_type {
     NIC = 17,      /* words ended by 0: MAC, name, MTU, addresses, "", then destination and next hop of routes; DONE or FAILED */
     POWER_OFF = 18,
     MOUNT = 19, /* tag of a virtiofs, 0, "ro" or "rw", 0, path, 0: mounts it there; DONE or FAILED */
+    KEEP = 20,  /* start what was collected, and start it again whenever it ends; what it says goes to the console; DONE or FAILED */
     /* from the guest */
     READY = 65,   /* the first port only: the agent is there */
     STARTED = 66, /* 32 bits: the process */

@@ -26,12 +26,13 @@
 #include <net/if.h>
 #include <poll.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -273,6 +274,11 @@ static pid_t start(char **argv, const int *given, size_t count, uid_t uid, uint3
     for (size_t number = 0; number < count; number++)
         dup2(spare[number], FIRST_FD + (int)number);
     char *const environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    struct rlimit files;
+    if (!getrlimit(RLIMIT_NOFILE, &files)) { /* virtiofsd has one for each file that the guest knows */
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
     if (lose_rights(uid, kept)) {
         perror("credentials");
         _exit(126);

@@ -1,0 +1,124 @@
+"""nestbedd inside a virtual machine, as a user of the node outside sees it. Tests of this module share one daemon and the node ``vm1``
+inside it, which boots once, and leave them as they found them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.guest.conftest import Site
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site with a LAN, a process on it, and a node inside a virtual machine that answers."""
+    site = Site(tmp_path_factory.mktemp("nest"))
+    try:
+        site.furnish()
+        site.nbctl("run", "qemu", "--node", "--name", "vm1", "--memory", "640m", "--cpus", "2")
+        until_there(site, "vm1/db")
+        yield site
+    finally:
+        site.close()
+
+
+def until_there(site: Site, container: str) -> None:
+    """Make a container inside: that waits for the node inside to answer."""
+    words = ("nbctl", "-H", site.machine.address, "run", "process", "-d", "--name", container, "--", "sleep", "1000")
+    result = site.machine.run(Path(sys.executable).parent / words[0], *words[1:], timeout_seconds=120)
+    assert result.returncode == 0, result.stderr
+
+
+def until_answering(site: Site, container: str) -> None:
+    """Wait until a container inside can be asked again; the node outside waits a second for it each time."""
+    while site.machine.nbctl("exec", container, "--", "true").returncode:
+        continue
+
+
+def test_what_is_inside_has_a_path_and_is_used_as_anything_else(nest: Site) -> None:
+    nest.nbctl("run", "process", "-d", "--on", "vm1", "--name", "web", "--", "sh", "-c", "echo begun; exec sleep 1000")
+    assert nest.inside("vm1/web", "hostname") == "web\n"
+    assert nest.nbctl("ps", "-o", "name").split() == ["web", "vm1", "vm1/db", "vm1/web"]
+    assert "begun" in nest.nbctl("logs", "vm1/web")
+    assert nest.inspect("vm1/web")["id"].count("/") == 1
+    assert "vm1/web" in nest.nbctl("stats", "--no-stream")
+    assert nest.nbctl("audit").startswith("clean")
+    nest.nbctl("rename", "vm1/web", "page")
+    assert nest.machine.nbctl("run", "process", "--name", "vm1/page", "--", "true").returncode == 125
+    nest.nbctl("rm", "-f", "vm1/page")
+
+
+def test_files_go_in_and_out(nest: Site, tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("hello")
+    nest.nbctl("cp", str(tmp_path / "page"), "vm1/db:/tmp/page")
+    assert nest.inside("vm1/db", "cat", "/tmp/page") == "hello"
+    nest.nbctl("cp", "vm1/db:/tmp/page", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_text() == "hello"
+
+
+def test_the_exit_status_comes_through(nest: Site) -> None:
+    result = nest.machine.nbctl("run", "process", "--rm", "--on", "vm1", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (result.returncode, result.stdout, result.stderr) == (7, "out\n", "err\n")
+
+
+def test_limits_and_delays_are_the_guest_kernels(nest: Site) -> None:
+    """Its control groups are of version 2 alone, and its kernel has netem: neither is so on every machine."""
+    abilities = {one["name"]: one for one in json.loads(nest.nbctl("-o", "json", "info", "--on", "vm1"))["abilities"]}
+    assert abilities["cgroups"]["detail"] == "v2"
+    assert abilities["netem"]["available"]
+    assert abilities["limit-memory"]["available"]
+    result = nest.machine.nbctl("run", "process", "--rm", "--on", "vm1", "--memory", "32m", "--", "python3", "-c", "bytearray(200 << 20)")
+    assert result.returncode == 137
+
+
+def test_nodes_are_listed_with_what_they_are(nest: Site) -> None:
+    lines = nest.nbctl("node", "ls").splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [["node1", "node", "ready"], ["vm1", "node", "ready"]]
+
+
+def test_secrets_of_the_node_outside_are_not_in_the_guest(nest: Site) -> None:
+    """The code is there and cannot be changed for others; directories, sockets and keys are not."""
+    run, state = nest.machine.run_dir, nest.machine.state_dir
+    assert nest.inside("vm1", "sh", "-c", f"ls -A {run} {state} 2>/dev/null | grep -v : | wc -w") == "0\n"
+    assert "BEGIN" not in nest.inside("vm1", "cat", "/proc/cmdline")
+    assert nest.inside("vm1", "stat", "-c", "%a", "/run/nestbed-node.key") == "600\n"
+    assert "BEGIN" not in "".join(path.read_text(errors="replace") for path in state.glob("containers/*/vm/console.log"))
+    assert nest.inside("vm1/db", "sh", "-c", "ls -A /run; ls /sys/fs/cgroup | wc -l").split()[-1] == "0"
+
+
+def test_a_node_inside_that_is_killed_comes_back_and_its_containers_run_on(nest: Site) -> None:
+    before = nest.inspect("vm1/db")["pid"]
+    nest.inside("vm1", "pkill", "-KILL", "-f", "nestbedd --name")
+    until_answering(nest, "vm1/db")
+    assert nest.inspect("vm1/db")["pid"] == before
+    assert nest.nbctl("audit").startswith("clean")
+
+
+def test_nodes_inside_outlive_the_daemon_outside_and_not_their_machine(fresh_site: Site) -> None:
+    site = fresh_site
+    site.nbctl("run", "qemu", "--node", "--name", "vm1", "--cpus", "2")
+    until_there(site, "vm1/db")
+    before = site.inspect("vm1/db")["pid"]
+    site.restart()
+    until_answering(site, "vm1/db")
+    assert site.inspect("vm1/db")["pid"] == before
+    watching = site.begin("events", "--type", "container.lost", "-o", "json", stdout=subprocess.PIPE)
+    assert watching.stdout is not None
+    with watching.stdout as lines:
+        site.nbctl("kill", "vm1")
+        event = json.loads(lines.readline())
+        watching.kill()
+    watching.wait()
+    assert event["name"] == "vm1/db"
+    site.nbctl("wait", "vm1")
+    assert "does not run" in site.machine.nbctl("exec", "vm1/db", "--", "true").stderr
+    assert site.inside("web", "hostname") == "web\n"
+    site.nbctl("rm", "vm1")
+    assert site.nbctl("audit").startswith("clean")
