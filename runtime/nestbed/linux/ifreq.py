@@ -11,12 +11,14 @@ import struct
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 IFF_MULTICAST = 0x1000
+ARPHRD_ETHER = 1
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFADDR = 0x8915
 _SIOCGIFMTU = 0x8921
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
+_SIOCGIWNAME = 0x8B01
 _NAME_BYTES = 16
 _IFREQ_BYTES = 40
 
@@ -54,6 +56,23 @@ def mac(sock: socket.socket, name: str) -> str:
     """Its hardware address, as that of an Ethernet device."""
     answer = _ask(sock, _SIOCGIFHWADDR, name)
     return answer[_NAME_BYTES + 2 : _NAME_BYTES + 8].hex(":")  # behind the family of a sockaddr
+
+
+def hardware_type(sock: socket.socket, name: str) -> int:
+    """What kind of device it is: ARPHRD_ETHER, or another one."""
+    (value,) = struct.unpack_from("=H", _ask(sock, _SIOCGIFHWADDR, name), _NAME_BYTES)
+    return int(value)
+
+
+def is_wireless(sock: socket.socket, name: str) -> bool:
+    """Whether the wireless extensions know it."""
+    try:
+        _ask(sock, _SIOCGIWNAME, name)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
+            raise
+        return False
+    return True
 
 
 def _ask(sock: socket.socket, request: int, name: str) -> bytes:

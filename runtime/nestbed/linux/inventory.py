@@ -34,11 +34,13 @@ _IFA_F_NODAD = 0x02
 _IFA_F_KEPT = _IFA_F_NODAD | 0x10 | 0x100 | 0x200 | 0x400
 """Beside it HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN; the kernel finds the others by itself."""
 
-_RTA_DST, _RTA_OIF, _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_EXPIRES, _RTA_NH_ID = 1, 4, 9, 12, 23, 30
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_CACHEINFO = 1, 4, 5, 7, 9, 12
+_RTA_VIA, _RTA_EXPIRES, _RTA_NH_ID = 18, 23, 30
+_NDA_CACHEINFO = 3
 _RTN_UNICAST, _RTPROT_KERNEL, _RT_TABLE_LOCAL = 1, 2, 255
 _RTM_F_CLONED, _RTNH_F_ONLINK = 0x200, 4
 _USER_HZ = 100
-_NUD_PERMANENT, _NTF_KEPT = 0x80, 0x08 | 0x80
+_NUD_PERMANENT, _NUD_STALE, _NUD_LEARNED, _NTF_KEPT = 0x80, 0x04, 0x02 | 0x04 | 0x08 | 0x10, 0x08 | 0x80
 """Flags PROXY and ROUTER."""
 _AF_INET, _AF_INET6 = 2, 10
 
@@ -73,6 +75,11 @@ class Entry:
         return self.header[0]
 
     @property
+    def is_ipv6(self) -> bool:
+        """Whether it is one of IPv6."""
+        return self.family == _AF_INET6
+
+    @property
     def address(self) -> str:
         """Of an address: itself in CIDR form. Of a neighbour: the address."""
         packed = self.get(_IFA_LOCAL if self.kind is Kind.ADDRESS and self.family == _AF_INET else _IFA_ADDRESS) or b""
@@ -84,6 +91,35 @@ class Entry:
         """Of a route: where to, in CIDR form."""
         packed = self.get(_RTA_DST) or bytes(4 if self.family == _AF_INET else 16)
         return f"{ipaddress.ip_address(packed)}/{self.header[1]}"
+
+    @property
+    def name(self) -> str:
+        """The address, or the destination."""
+        return self.destination if self.kind is Kind.ROUTE else self.address
+
+    @property
+    def has_gateway(self) -> bool:
+        """Of a route: whether its next hop must be reachable by another one."""
+        return any(self.get(number) is not None for number in (_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA))
+
+    @property
+    def preferred_source(self) -> str:
+        """Of a route: the address that packets have unless they have one; "" for none."""
+        packed = self.get(_RTA_PREFSRC)
+        return "" if packed is None else str(ipaddress.ip_address(packed))
+
+    @property
+    def is_for_address(self) -> bool:
+        """Of a route: whether the kernel made it for an address."""
+        return self.kind is Kind.ROUTE and _RTMSG.unpack(self.header)[5] == _RTPROT_KERNEL
+
+    def is_like(self, other: Entry) -> bool:
+        """Whether they are the same but for how long they last."""
+        return self._essence() == other._essence()
+
+    def _essence(self) -> tuple[object, ...]:
+        volatile = {Kind.ADDRESS: _IFA_CACHEINFO, Kind.ROUTE: _RTA_CACHEINFO, Kind.NEIGHBOUR: _NDA_CACHEINFO}[self.kind]
+        return self.kind, self.header, tuple(one for one in self.attributes if one[0] != volatile)
 
     @property
     def has_nexthop_object(self) -> bool:
@@ -117,14 +153,18 @@ def routes(rtnl: Rtnl, index: int = 0) -> list[Entry]:
     return found
 
 
-def neighbours(rtnl: Rtnl, index: int) -> list[Entry]:
-    """The neighbours of a device that somebody entered for good."""
-    found = [_entry(Kind.NEIGHBOUR, payload) for payload in rtnl.dump(RTM_GETNEIGH, RTM_NEWNEIGH, bytes(_NDMSG.size))]
+def neighbours(rtnl: Rtnl, index: int, *, learned: bool = False) -> list[Entry]:
+    """The neighbours of a device that somebody entered for good; or those that it ``learned``, as if it had not seen them for a while."""
     kept = []
-    for entry in found:
-        family, number, state, _, _ = _NDMSG.unpack(entry.header)
-        if number == index and state & _NUD_PERMANENT and family in (_AF_INET, _AF_INET6):
+    for payload in rtnl.dump(RTM_GETNEIGH, RTM_NEWNEIGH, bytes(_NDMSG.size)):
+        entry = _entry(Kind.NEIGHBOUR, payload)
+        family, number, state, flags, kind = _NDMSG.unpack(entry.header)
+        if number != index or family not in (_AF_INET, _AF_INET6):
+            continue
+        if not learned and state & _NUD_PERMANENT:
             kept.append(entry)
+        elif learned and state & _NUD_LEARNED:
+            kept.append(replace(entry, header=_NDMSG.pack(family, number, _NUD_STALE, flags, kind)))
     return kept
 
 
