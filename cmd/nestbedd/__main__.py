@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -17,6 +18,7 @@ import prctl
 
 from nestbed import __version__, log
 from nestbed.errors import NestbedError, PermissionDenied
+from nestbed.lan.control import ControlBridge
 from nestbed.lan.plane import Plane
 from nestbed.log import fields
 from nestbed.model import Kind
@@ -45,7 +47,10 @@ def main() -> None:
     try:
         _prepare_process()
         log.configure(settings.log_level)
-        asyncio.run(_run(settings))
+        if settings.release_control_nic:
+            _release_control_nic(settings)
+        else:
+            asyncio.run(_run(settings))
     except NestbedError as error:
         _fail(error, EXIT_FAILURE)
 
@@ -69,6 +74,15 @@ def _prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _release_control_nic(settings: Settings) -> None:
+    with (
+        RunDirectory.claim(settings.run_dir, settings.state_dir) as claim,
+        contextlib.closing(ControlBridge(claim.node_id, settings.run_dir)) as bridge,
+    ):
+        bridge.release()
+        bridge.remove_if_unused()
+
+
 async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,7 +90,13 @@ async def _run(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         claim = stack.enter_context(RunDirectory.claim(settings.run_dir, settings.state_dir))
-        plane = Plane(node_id=claim.node_id, run_dir=settings.run_dir, underlays=settings.underlay, relay=settings.relay)
+        plane = Plane(
+            node_id=claim.node_id,
+            run_dir=settings.run_dir,
+            underlays=settings.underlay,
+            relay=settings.relay,
+            control_nic=settings.control_nic,
+        )
         node = Node(
             name=settings.name,
             run_dir=settings.run_dir,

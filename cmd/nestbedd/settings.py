@@ -30,6 +30,8 @@ class LogLevel(enum.StrEnum):
 
 
 PORT = 7411
+_ONCE = "release_control_nic"
+"""No setting, but what is to be done instead of serving."""
 _INTERFACE_BYTES = 16
 """IFNAMSIZ, with the final NUL."""
 Choice = TypeVar("Choice", bound=enum.StrEnum)
@@ -39,7 +41,9 @@ _NAME_RULE = "begin with a letter or digit and go on with up to 62 letters, digi
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Checked settings. ``listen`` are pairs of host and port; the TLS files are all given or all None."""
+    """Checked settings. ``listen`` are pairs of host and port; the TLS files are all given or all None. ``release_control_nic``: do that
+    instead of serving.
+    """
 
     name: str
     run_dir: Path
@@ -52,7 +56,9 @@ class Settings:
     relay: RelayMode
     file_systems: tuple[str, ...]
     control_subnet: str
+    control_nic: str
     log_level: str
+    release_control_nic: bool
 
 
 def read(arguments: Sequence[str]) -> Settings:
@@ -108,6 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--control-subnet", metavar="CIDR", help="IPv4 subnet of the control network of virtual machines (a free one of 172.31.0.0/16)"
     )
+    parser.add_argument(
+        "--control-nic",
+        metavar="IF",
+        help="the node's NIC that is to be in the control network, so that its virtual machines are reached by it (none)",
+    )
+    parser.add_argument(
+        "--release-control-nic",
+        action="store_true",
+        default=None,
+        help="take that NIC out of the control network again, and end: for a node whose daemon is stopped",
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LogLevel)} (info)")
     parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
     return parser
@@ -126,6 +143,7 @@ def _defaults() -> dict[str, Any]:
         "relay": "auto",
         "file_systems": ["/home", "/proj", "/groups", "/share"],
         "control_subnet": "",
+        "control_nic": "",
         "log_level": "info",
     }
 
@@ -146,7 +164,7 @@ def _file(path: Path) -> Mapping[str, Any]:
 
 
 def _check_key(path: Path, key: str) -> None:
-    known = [field.name for field in fields(Settings)]
+    known = [field.name for field in fields(Settings) if field.name != _ONCE]
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         raise InvalidArgument(
@@ -179,6 +197,8 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         relay=_one_of(RelayMode, "relay", values["relay"]),
         file_systems=tuple(str(_absolute("file_systems", path)) for path in values["file_systems"]),
         control_subnet=check_subnet(values["control_subnet"], 4) if values["control_subnet"] else "",
+        control_nic=_control_nic(values["control_nic"], values["underlay"]),
+        release_control_nic=bool(values.get(_ONCE)),
         log_level=_one_of(LogLevel, "log_level", values["log_level"]).value,
     )
     _check_tls(settings)
@@ -226,13 +246,25 @@ def _one_of(kind: type[Choice], key: str, text: str) -> Choice:
 def _underlays(names: Sequence[str]) -> tuple[str, ...]:
     """Names of interfaces; whether they are there, and fit, may change while the daemon runs."""
     for name in names:
-        if not 0 < len(name.encode()) < _INTERFACE_BYTES or "/" in name or not name.isprintable() or " " in name or name in (".", ".."):
-            raise _bad("underlay", name, "give names of interfaces, as `ip link` shows them")
+        _check_interface("underlay", name)
         if name == "lo":
             raise _bad("underlay", name, "give an interface that reaches other nodes")
     if len(set(names)) < len(names):
         raise _bad("underlay", ",".join(names), "name each interface once")
     return tuple(names)
+
+
+def _control_nic(name: str, underlays: Sequence[str]) -> str:
+    if name:
+        _check_interface("control_nic", name)
+        if name in underlays:
+            raise _bad("control_nic", name, "give a NIC that is no underlay: the control network never carries LANs")
+    return name
+
+
+def _check_interface(key: str, name: str) -> None:
+    if not 0 < len(name.encode()) < _INTERFACE_BYTES or "/" in name or not name.isprintable() or " " in name or name in (".", ".."):
+        raise _bad(key, name, "give names of interfaces, as `ip link` shows them")
 
 
 def _endpoint(text: str) -> tuple[str, int]:

@@ -1,13 +1,15 @@
-"""A machine's own NIC becomes a port of a bridge and is itself again, while a TCP connection by it goes on, whenever the daemon is killed."""
+"""A machine's own NIC becomes a port of a bridge and is itself again, while TCP connections by it go on, whenever a daemon is killed."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from nestbed.linux.rtnl import Rtnl, bridge, link_up
 from nestbed.testing.machine import Machine
 
 NIC, BRIDGE = "eth0", "br0"
+OPTION = ("--control-nic", NIC)
+IN_USE = ("link add br1 type bridge", "link add v0 type veth peer name v1", "link set v0 master br1")
 SETUP = """
 link set lo up
 link set eth0 up
@@ -83,7 +87,13 @@ class Pair:
 
     def state(self) -> str:
         """All that the machine has, but for what passes."""
-        words = ("address", "route show table all", "-6 route show table all", "neighbour show nud permanent", "-6 neighbour show nud permanent")
+        words = (
+            "address",
+            "route show table all",
+            "-6 route show table all",
+            "neighbour show nud permanent",
+            "-6 neighbour show nud permanent",
+        )
         shown = "".join(self.machine.run("ip", *word.split()).stdout for word in words)
         return re.sub(r"(valid_lft|preferred_lft|expires) \d+s(ec)?|promiscuity \d+|allmulti \d+|qdisc \w+", "", shown)
 
@@ -93,16 +103,15 @@ class Pair:
 
     def work(self, *words: str, steps: int = -1) -> int:
         """Adopt or release as a daemon does that is killed after so many steps; how it ended, as os.waitpid tells."""
-        pid = os.fork()
+        pid = os.fork()  # noqa: TID251 - it has nothing of gRPC
         if pid:
             return os.waitpid(pid, 0)[1]
         left = steps
 
-        def on_step(step: str) -> None:
+        def on_step(_: str) -> None:
             nonlocal left
             left -= 1
             if left == 0:
-                print(f"{words[0]}: killed after {step}", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         with self.machine.entered():
@@ -134,10 +143,19 @@ def test_all_goes_to_the_bridge_and_back(pair) -> None:
     assert shown == ""
     for text in ("192.0.2.10/24", "secondary br0:second", "peer 10.7.0.2/32", "2001:db8:9::10/64", "fe80::"):
         assert text in pair.machine.run("ip", "-o", "address", "show", "dev", BRIDGE).stdout, text
-    routes = pair.machine.run("ip", "route", "show", "table", "all").stdout + pair.machine.run("ip", "-6", "route", "show", "table", "all").stdout
+    routes = (
+        pair.machine.run("ip", "route", "show", "table", "all").stdout
+        + pair.machine.run("ip", "-6", "route", "show", "table", "all").stdout
+    )
     assert NIC not in routes
-    for text in ("default via 192.0.2.1 dev br0 metric 100", "src 192.0.2.11 mtu 1400", "nexthop via 192.0.2.2 dev br0 weight 1",
-                 "default via 192.0.2.2 dev br0 table 77", "default via 2001:db8::1 dev br0 metric 50", "2001:db8:9::/64 dev br0 metric 7"):  # fmt: skip
+    for text in (
+        "default via 192.0.2.1 dev br0 metric 100",
+        "src 192.0.2.11 mtu 1400",
+        "nexthop via 192.0.2.2 dev br0 weight 1",
+        "default via 192.0.2.2 dev br0 table 77",
+        "default via 2001:db8::1 dev br0 metric 50",
+        "2001:db8:9::/64 dev br0 metric 7",
+    ):
         assert text in routes, text
     assert "192.0.2.77 dev br0" in pair.machine.run("ip", "neighbour", "show", "nud", "permanent").stdout
     assert pair.work("adopt", NIC, BRIDGE) == 0  # again
@@ -202,7 +220,12 @@ def _refusal(pair: Pair, nic: str) -> NestbedError:
 
 def test_what_cannot_be_adopted_is_refused_and_left_alone(pair) -> None:
     pair.make_bridge()
-    for words in ("link add br1 type bridge", "link add v0 type veth peer name v1", "link set v0 master br1", "route add 192.88.99.0/24 dev eth0"):
+    for words in (
+        "link add br1 type bridge",
+        "link add v0 type veth peer name v1",
+        "link set v0 master br1",
+        "route add 192.88.99.0/24 dev eth0",
+    ):
         pair.machine.run("ip", *words.split())
     before = pair.state()
     for nic, kind, why in (
@@ -222,3 +245,117 @@ def test_what_cannot_be_adopted_is_refused_and_left_alone(pair) -> None:
     pair.machine.run("ip", "nexthop", "delete", "id", "7")
     assert not Path(pair.record).exists()
     pair.check_state(before)
+
+
+# ---- by nestbedd --control-nic
+
+
+def nbctl(pair: Pair, *args: str) -> str:
+    result = pair.machine.nbctl(*args)
+    assert result.returncode == 0, f"{args}: {result.stderr}{pair.machine.daemon.log[-5:]}"
+    return result.stdout
+
+
+def once(pair: Pair, *options: str) -> str:
+    """Run nestbedd to its end."""
+    directories = ("--run-dir", str(pair.machine.run_dir), "--state-dir", str(pair.machine.state_dir))
+    result = pair.machine.run(Path(sys.executable).parent / "nestbedd", *directories, *options)
+    return f"{result.returncode} {result.stderr}"
+
+
+def test_the_machine_keeps_its_connections_and_containers_are_reached_by_its_nic(pair) -> None:
+    before = pair.state()
+    daemon = pair.machine.daemon
+    daemon.start(*OPTION, "--control-subnet", "192.0.2.128/25")
+    pair.check_connected()
+    nbctl(pair, "run", "process", "-d", "--control", "--name", "web", "--", "sleep", "1000")
+    # The subnet is a part of the NIC's: whoever is there reaches the container at once.
+    control = json.loads(nbctl(pair, "-o", "json", "inspect", "web"))["control"]
+    assert control["addresses"] == ["192.0.2.130/24"]
+    for machine in (pair.machine, pair.peer):
+        assert machine.run("ping", "-c", "1", "-W", "2", "192.0.2.130").returncode == 0
+    nbctl(pair, "audit")
+    assert "control-nic" in nbctl(pair, "info")
+    daemon.kill()
+    pair.check_connected()
+    daemon.start(*OPTION, "--control-subnet", "192.0.2.128/25")
+    pair.check_connected()
+    nbctl(pair, "audit")
+    nbctl(pair, "rm", "-f", "web")
+    nbctl(pair, "audit")
+    pair.check_connected()
+    daemon.stop()
+    daemon.start()  # without the option
+    pair.check_connected()
+    nbctl(pair, "audit")
+    daemon.stop()
+    pair.check_state(before)
+
+
+def test_it_is_released_by_a_command_and_the_network_stays_for_its_members(pair) -> None:
+    before = pair.state()
+    daemon = pair.machine.daemon
+    daemon.start(*OPTION)
+    nbctl(pair, "run", "process", "-d", "--control", "--name", "web", "--", "sleep", "1000")
+    address = json.loads(nbctl(pair, "-o", "json", "inspect", "web"))["control"]["addresses"][0].partition("/")[0]
+    assert once(pair, "--release-control-nic").startswith("1 ")  # the daemon runs
+    daemon.stop()
+    assert once(pair, "--release-control-nic") == "0 "
+    assert once(pair, "--release-control-nic") == "0 "
+    pair.check_connected()
+    assert "control0" not in pair.machine.run("ip", "-o", "link", "show", NIC).stdout
+    assert pair.machine.run("ping", "-c", "1", "-W", "2", address).returncode == 0
+    daemon.start()
+    nbctl(pair, "audit")
+    nbctl(pair, "rm", "-f", "web")
+    nbctl(pair, "audit")
+    daemon.stop()
+    pair.check_state(before)
+    daemon.start(*OPTION)
+    daemon.stop()
+    assert once(pair, "--release-control-nic") == "0 "
+    pair.check_connected()
+    pair.check_state(before)
+
+
+def test_a_daemon_goes_on_with_what_one_before_began(pair) -> None:
+    """The steps one by one are in test_adoption; here a daemon finds an adoption, and then a release, that was cut short."""
+    before = pair.state()
+    daemon = pair.machine.daemon
+    pair.record = pair.machine.run_dir / "control-nic.json"
+    daemon.start(*OPTION)
+    daemon.stop()
+    for steps in (5, 15, 30, 40):
+        pair.check_connected()
+        pair.work("release", steps=steps)
+        pair.check_connected()
+        daemon.start(*OPTION)
+        pair.check_connected()
+        nbctl(pair, "audit")
+        daemon.stop()
+        pair.check_connected()
+        pair.work("release", steps=steps)
+        daemon.start()
+        nbctl(pair, "audit")
+        pair.check_connected()
+        daemon.stop()
+        pair.check_state(before)
+        daemon.start(*OPTION)
+        daemon.stop()
+    assert once(pair, "--release-control-nic") == "0 "
+
+
+@pytest.mark.parametrize(
+    ("nic", "said"),
+    [("eth9", "the node has no NIC eth9"), ("lo", "the NIC lo is no Ethernet interface"), ("v0", "the NIC v0 belongs to a bridge or bond")],
+)
+def test_a_daemon_refuses_a_nic_that_cannot_be_adopted(pair, nic: str, said: str) -> None:
+    for words in IN_USE:
+        pair.machine.run("ip", *words.split())
+    before = pair.state()
+    text = once(pair, "--control-nic", nic)
+    assert text.startswith("1 ")
+    assert said in text
+    assert "remedy: " in text
+    pair.check_state(before)
+    assert "is no underlay" in once(pair, "--control-nic", NIC, "--underlay", NIC)

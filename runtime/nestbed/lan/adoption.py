@@ -1,16 +1,17 @@
 """A NIC of the machine as a port of a bridge of ours, without the machine losing what it has by that NIC, and back.
 
-The bridge takes over the NIC's MAC, settings, addresses, routes and permanent neighbours; then the NIC has none. What there was is on record
-before anything is changed, and every step may be repeated: whenever a daemon is killed, the next one goes on to the end, or back.
+The bridge takes over the NIC's MAC, settings, addresses, routes and permanent neighbours; then the NIC has none. What there was is on
+record before anything is changed, and every step may be repeated: whenever a daemon is killed, the next one goes on to the end, or back.
 
 ::
 
     addresses to the bridge -> NIC becomes its port -> routes, neighbours to the bridge -> routes, neighbours, addresses off the NIC
     addresses to the NIC -> routes, neighbours to the NIC -> routes off the bridge -> NIC leaves the bridge -> addresses off the bridge
 
-Between any two steps packets get through: an address that both have answers on both, of two routes to one place the older one counts until
-it goes, and by the NIC what is sent gets out though it is a port, to neighbours that are known. (Where ``net.ipv4.conf.all.rp_filter`` is 1, what comes in is dropped as
-long as the NIC is a port and has the routes: for a millisecond, or until the daemon that was killed there is started again.)
+Between any two steps packets get through: an address that both have answers on both, of two routes to one place the older one counts
+until it goes, and by the NIC what is sent gets out though it is a port, to neighbours that are known. (Where
+``net.ipv4.conf.all.rp_filter`` is 1, what comes in is dropped as long as the NIC is a port and has the routes: for a millisecond, or until
+the daemon that was killed there is started again.)
 
 What has the NIC's name in it stays behind: sockets bound to it, rules of ``ip rule`` and of firewalls, whoever renews its addresses.
 """
@@ -157,7 +158,8 @@ class Adoption:
                     "address with a lifetime: whoever renews it must do so on the bridge",
                     extra=fields(nic=nic.name, address=entry.address, seconds=entry.valid_seconds, bridge=bridge),
                 )
-        record = Record(_this_boot(), _ADOPTING, device, target, nic.mac, _now(), *(_read(nic.name, name) for name in ("disable_ipv6", "addr_gen_mode")), tuple(entries), tuple(own))
+        disable_ipv6, addr_gen_mode = (_read(nic.name, name) for name in ("disable_ipv6", "addr_gen_mode"))
+        record = Record(_this_boot(), _ADOPTING, device, target, nic.mac, _now(), disable_ipv6, addr_gen_mode, tuple(entries), tuple(own))
         return self._write(record)
 
     def _adopt(self, record: Record) -> None:
@@ -212,7 +214,7 @@ class Adoption:
         for entry in (*_routes_and_neighbours(entries), *reversed(_in_order(entries))):
             self._do(f"no {entry.kind} {entry.name}", [inventory.deletion(entry)], _GONE)
 
-    def _do(self, step: str, requests: Sequence[Request], harmless: Iterable[int] = (), *, is_tolerant: bool = False) -> None:
+    def _do(self, step: str, requests: Sequence[Request], harmless: Collection[int | None] = (), *, is_tolerant: bool = False) -> None:
         try:
             for request in requests:
                 self._rtnl.batch([request])
@@ -268,9 +270,18 @@ def check(rtnl: Rtnl, name: str) -> rtnl.Link:
         raise InvalidArgument(f"the NIC {name} {why}", reason="BAD_NIC", remedy="give an Ethernet NIC of the node", nic=name)
     if link.master:
         raise WrongState(
-            f"the NIC {name} belongs to a bridge or bond already", reason="NIC_IN_USE", remedy="take it out of that, or give another NIC", nic=name
+            f"the NIC {name} belongs to a bridge or bond already",
+            reason="NIC_IN_USE",
+            remedy="take it out of that, or give another NIC",
+            nic=name,
         )
     return link
+
+
+def check_if_new(rtnl: Rtnl, name: str, record: Record | None) -> None:
+    """As :func:`check`, unless the NIC is adopted already, or half."""
+    if record is None or record.nic.name != name:
+        check(rtnl, name)
 
 
 def _is_kept(entry: Entry, own: Sequence[Entry], keep: Collection[str]) -> bool:
@@ -322,7 +333,7 @@ def _write(device: str, name: str, value: str, family: str = "ipv6") -> None:
 
 
 def _copy_sysctls(source: str, target: str) -> None:
-    """Have the target treat packets as the source does, but for the reverse path: packets come in by the one and answers go by the other."""
+    """Have the target treat packets as the source does; but the reverse path is not checked, for on the way it is another device's."""
     for family in ("ipv4", "ipv6"):
         with contextlib.suppress(FileNotFoundError):
             for path in (_SYSCTLS / family / "conf" / source).iterdir():

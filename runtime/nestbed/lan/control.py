@@ -3,7 +3,11 @@
 It is no LAN: the node has an address on it, nothing relays it, and containers do not see each other there: their ports are isolated, so a
 frame goes between a container and the node, or what the node's own NIC leads to, alone. The node forwards no packet that comes from it.
 
-The bridge is made under another name, marked as this node's, and then named ``control0``: one of somebody else is never taken for it.
+The bridge is made under another name, marked as this node's, and then named ``control0``: one of somebody else is never taken for it. The
+address that it has for the network is known by its label.
+
+With a NIC of the node's own in it (``nestbedd --control-nic``, see ``nestbed.lan.adoption``) it is always there, treats packets as the NIC
+did, and needs no address for a subnet that one of the NIC's addresses covers.
 """
 
 from __future__ import annotations
@@ -16,16 +20,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nestbed.errors import AlreadyExists, ResourceExhausted, translated
-from nestbed.lan.addressing import Network, bridge_name, derived_mac, usable
+from nestbed.lan.addressing import MTU_DEFAULT, Network, bridge_name, derived_mac, usable
+from nestbed.lan.adoption import Adoption, check_if_new
 from nestbed.lanmodel import Lan, Nic
 from nestbed.linux import inventory, rtnl
-from nestbed.linux.inventory import Kind
+from nestbed.linux.inventory import Entry, Kind
 from nestbed.log import fields
+from nestbed.model import Ability
 from nestbed.runtime import Leftover
 
 BRIDGE = "control0"
 NIC = "control"
 """What a container calls its NIC on it."""
+LABEL = f"{BRIDGE}:own"
+"""Of the node's address on it."""
+RECORD = "control-nic.json"
+"""In the run directory: the adoption of the node's NIC."""
 LAN_ID = "control"
 """In place of a LAN's id, in the NICs on it and in the bridge's mark."""
 
@@ -39,6 +49,7 @@ _SYSCTLS = (
     ("ipv4", "accept_redirects", "0"),
     ("ipv4", "send_redirects", "0"),
     ("ipv4", "arp_ignore", "1"),
+    ("ipv4", "arp_notify", "1"),
     ("ipv6", "forwarding", "0"),
     ("ipv6", "accept_ra", "0"),
     ("ipv6", "accept_redirects", "0"),
@@ -47,9 +58,9 @@ _SYSCTLS = (
 """The node takes no routes from a container, and gives it none."""
 
 
-def lan_of(subnet: str) -> Lan:
+def lan_of(subnet: str, mtu: int) -> Lan:
     """The control network on this subnet, as a LAN."""
-    return Lan(id=LAN_ID, name=BRIDGE, bridge=BRIDGE, subnet=subnet)
+    return Lan(id=LAN_ID, name=BRIDGE, bridge=BRIDGE, mtu=mtu, subnet=subnet)
 
 
 def is_control(nic: Nic) -> bool:
@@ -58,18 +69,84 @@ def is_control(nic: Nic) -> bool:
 
 
 class ControlBridge:
-    """The bridge of one node, in the network namespace in which this was made. Errors are ``nestbed.errors``."""
+    """The bridge of one node, in the network namespace in which this was made; ``nic`` is the node's own NIC that is to be in it, or "".
 
-    def __init__(self, node_id: str) -> None:
+    Errors are ``nestbed.errors``.
+    """
+
+    def __init__(self, node_id: str, run_dir: Path, nic: str = "") -> None:
         self._alias = f"nestbed:{node_id}:{LAN_ID}"
         self._mac = derived_mac(f"{BRIDGE}/{node_id}", "")
         """Its own: else it would be that of one of its ports, and change with them."""
         self._rtnl = rtnl.Rtnl()
+        self._nic = nic
+        self._adoption = Adoption(run_dir / RECORD, self._rtnl)
         self._members: dict[str, Nic] = {}
+
+    def open(self) -> None:
+        """Have the NIC in the bridge that is to be in it, and no other: what an earlier daemon began is finished, or undone.
+
+        Raises:
+            NotFound, InvalidArgument, WrongState, HostLacks: the NIC cannot be in it. AlreadyExists: the name is taken.
+        """
+        record = self._adoption.record()
+        if record is not None and record.nic.name != self._nic:
+            self.release()
+        if self._nic:
+            check_if_new(self._rtnl, self._nic, record)
+            with translated("making the control network", link=BRIDGE):
+                self._have_bridge()
+            try:
+                self._adoption.adopt(self._nic, BRIDGE)
+            except BaseException:
+                self._nic = ""
+                self.remove()
+                raise
+
+    def release(self) -> None:
+        """Let the NIC go with what it brought; the bridge stays for those who are on it. Idempotent."""
+        with translated("looking at the control network", link=BRIDGE):
+            keep = [entry.address for entry in self._own_addresses()]
+        self._adoption.release(keep=keep)
+        with translated("making the control network the node's own", link=BRIDGE):
+            if self._bridge() is not None:
+                index = self._rtnl.link_index(BRIDGE)
+                self._rtnl.batch([rtnl.link_mac(index, self._mac), rtnl.link_mtu(index, MTU_DEFAULT)])
+                _write_sysctls()
+
+    def remove_if_unused(self) -> None:
+        """Remove the bridge, unless it has ports. Idempotent."""
+        with translated("looking at the control network", link=BRIDGE):
+            bridge = self._bridge()
+            is_used = bridge is not None and any(link.master == bridge.index for link in self._rtnl.links())
+        if not is_used:
+            self.remove()
 
     def close(self) -> None:
         """Let go of the socket; the bridge stays. Idempotent."""
         self._rtnl.close()
+
+    @property
+    def mtu(self) -> int:
+        """That of the network."""
+        if not self._nic:
+            return MTU_DEFAULT
+        with translated("looking at the control network", link=BRIDGE):
+            return self._rtnl.link(BRIDGE).mtu
+
+    def prefix_length(self, subnet: str) -> int:
+        """Of addresses from ``subnet``: its own, or that of the NIC's subnet that covers it."""
+        covering = self._covering(subnet)
+        return (covering or ipaddress.ip_network(subnet)).prefixlen
+
+    def _covering(self, subnet: str) -> Network | None:
+        if not self._nic or self._bridge() is None:
+            return None
+        network = ipaddress.IPv4Network(subnet)
+        with translated("looking at the control network", link=BRIDGE):
+            found = inventory.addresses(self._rtnl, self._rtnl.link_index(BRIDGE))
+        networks = (ipaddress.ip_interface(entry.address).network for entry in found if not entry.is_ipv6 and entry.label != LABEL)
+        return next((one for one in networks if isinstance(one, ipaddress.IPv4Network) and network.subnet_of(one)), None)
 
     def choose_subnet(self, avoided: Collection[str]) -> str:
         """A subnet that neither an address or route of the node nor one of ``avoided`` touches.
@@ -95,31 +172,42 @@ class ControlBridge:
             AlreadyExists: somebody else has an interface of that name (reason LINK_EXISTS).
         """
         with translated("making the control network", link=BRIDGE):
-            found = {link.name: link for link in self._rtnl.links()}
-            bridge = found.get(BRIDGE)
-            if bridge is not None and bridge.alias != self._alias:
-                raise _occupied()
-            if bridge is None:
-                self._make(lan, has_unfinished=_UNFINISHED in found)
-            _write_sysctls()
+            self._have_bridge()
             self._members = {nic.port: nic for nic in members}
-            index = self._rtnl.link_index(BRIDGE)
-            self._rtnl.batch([rtnl.address(index, own_address(lan)), rtnl.link_up(index)])
+            if self._covering(lan.subnet) is None:
+                own = inventory.ipv4_address(self._rtnl.link_index(BRIDGE), own_address(lan), LABEL)
+                self._rtnl.batch(inventory.creation(own))
 
-    def _make(self, lan: Lan, *, has_unfinished: bool) -> None:
-        if has_unfinished:  # a daemon died on the way
-            self._rtnl.delete_link(_UNFINISHED)
-        self._rtnl.add_bridge(_UNFINISHED, mtu=lan.mtu)
-        self._rtnl.batch([rtnl.link_mac(self._rtnl.link_index(_UNFINISHED), self._mac), rtnl.link_owned(_UNFINISHED, self._alias)])
-        self._rtnl.batch([rtnl.link_name(self._rtnl.link_index(_UNFINISHED), BRIDGE)])
+    def _bridge(self) -> rtnl.Link | None:
+        """The bridge, if it is there and this node's."""
+        return next((link for link in self._rtnl.links() if link.name == BRIDGE and link.alias == self._alias), None)
+
+    def _have_bridge(self) -> None:
+        found = {link.name for link in self._rtnl.links()}
+        if self._bridge() is None:
+            if BRIDGE in found:
+                raise _occupied()
+            if _UNFINISHED in found:  # a daemon died on the way
+                self._rtnl.delete_link(_UNFINISHED)
+            self._rtnl.add_bridge(_UNFINISHED, mtu=MTU_DEFAULT)
+            index = self._rtnl.link_index(_UNFINISHED)
+            self._rtnl.batch(
+                [rtnl.link_mac(index, self._mac), rtnl.link_mtu(index, MTU_DEFAULT), rtnl.link_owned(_UNFINISHED, self._alias)]
+            )
+            self._rtnl.batch([rtnl.link_name(index, BRIDGE)])
+        if not self._nic:
+            _write_sysctls()
+        self._rtnl.batch([rtnl.link_up(self._rtnl.link_index(BRIDGE))])
 
     def remove(self) -> None:
-        """Remove the bridge, if it is this node's. Idempotent."""
+        """Remove the bridge, if it is this node's; one with the node's NIC in it loses the network's own address. Idempotent."""
         with translated("removing the control network", link=BRIDGE):
-            for link in self._rtnl.links():
-                if link.name == _UNFINISHED or (link.name == BRIDGE and link.alias == self._alias):
-                    with contextlib.suppress(FileNotFoundError):
-                        self._delete(link.name)
+            if self._nic:
+                self._rtnl.batch([inventory.deletion(entry) for entry in self._own_addresses()])
+                return
+            for name in (_UNFINISHED, BRIDGE):
+                if name == _UNFINISHED or self._bridge() is not None:
+                    self._delete(name)
 
     def _delete(self, name: str) -> None:
         try:
@@ -128,20 +216,41 @@ class ControlBridge:
             if error.errno != errno.ENODEV:
                 raise
 
+    def _own_addresses(self) -> list[Entry]:
+        if self._bridge() is None:
+            return []
+        return [entry for entry in inventory.addresses(self._rtnl, self._rtnl.link_index(BRIDGE)) if entry.label == LABEL]
+
     def audit(self, lan: Lan | None) -> list[Leftover]:
-        """What differs from there being the bridge of ``lan``, or none."""
+        """What differs from there being the bridge of ``lan``, or none; and the node's NIC in it, or none."""
         with translated("looking at the control network", link=BRIDGE):
-            found = {link.name: link for link in self._rtnl.links()}
-            bridge = found.get(BRIDGE)
-            is_ours = bridge is not None and bridge.alias == self._alias
-            differences = [Leftover("extra", "link", _UNFINISHED, "an unfinished control network")] if _UNFINISHED in found else []
-            if lan is None and is_ours:
-                differences.append(Leftover("extra", "link", BRIDGE, "the control network, which no container is on"))
-            if lan is not None and not is_ours:
-                differences.append(Leftover("missing", "link", BRIDGE, "the control network"))
-            elif lan is not None and bridge is not None and not self._has_address(bridge.index, own_address(lan)):
-                differences.append(Leftover("missing", "address", own_address(lan), f"of the node on {BRIDGE}"))
+            bridge = self._bridge()
+            is_unfinished = any(link.name == _UNFINISHED for link in self._rtnl.links())
+            wanted = None if lan is None or self._covering(lan.subnet) is not None else own_address(lan)
+        differences = [Leftover("extra", "link", _UNFINISHED, "an unfinished control network")] if is_unfinished else []
+        if bridge is None and (lan is not None or self._nic):
+            differences.append(Leftover("missing", "link", BRIDGE, "the control network"))
+        elif bridge is not None and lan is None and not self._nic:
+            differences.append(Leftover("extra", "link", BRIDGE, "the control network, which no container is on"))
+        elif bridge is not None and wanted is not None and not self._has_address(bridge.index, wanted):
+            differences.append(Leftover("missing", "address", wanted, f"of the node on {BRIDGE}"))
+        record = self._adoption.record()
+        if record is not None and not self._nic:
+            differences.append(Leftover("extra", "port", record.nic.name, f"a NIC of the node in {BRIDGE}"))
+        elif self._nic and (record is None or not self._adoption.is_whole(record)):
+            differences.append(Leftover("missing", "port", self._nic, f"the node's NIC in {BRIDGE}"))
         return differences
+
+    def ability(self) -> Ability | None:
+        """The NIC, if one is to be in it."""
+        if not self._nic:
+            return None
+        record = self._adoption.record()
+        is_whole = record is not None and self._adoption.is_whole(record)
+        detail = f"{self._nic} is in {BRIDGE}" if is_whole else f"{self._nic} is not in {BRIDGE}"
+        return Ability(
+            "control-nic", available=is_whole, detail=detail, consequence="" if is_whole else "restart nestbedd, which puts it there"
+        )
 
     def _has_address(self, index: int, address: str) -> bool:
         return any(entry.address == address for entry in inventory.addresses(self._rtnl, index))

@@ -144,6 +144,14 @@ class LanPlane(PortHook, Protocol):
         """
         ...
 
+    def control_mtu(self) -> int:
+        """The MTU of the control network."""
+        ...
+
+    def control_prefix(self, subnet: str) -> int:
+        """The prefix length of members' addresses from this subnet of the control network."""
+        ...
+
     async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:
         """Have the control network (``nestbed.lan.control``) on this subnet, whose members are to have these NICs, whether their ports are
         there or not yet. Idempotent, harmless to one in use.
@@ -178,14 +186,18 @@ class LanPlane(PortHook, Protocol):
 class Plane:
     """LANs as Linux bridges. Everything belongs to the network namespace in which :meth:`open` was called.
 
-    ``underlays`` are the interfaces that carry LANs to other machines, ``run_dir`` holds what belongs to the relay and to BPF.
+    ``underlays`` are the interfaces that carry LANs to other machines, ``run_dir`` holds what belongs to the relay and to BPF, and what is
+    known of ``control_nic``, the machine's NIC that is to be in the control network, if there is one.
     """
 
-    def __init__(self, *, node_id: str, run_dir: Path, underlays: Sequence[str] = (), relay: RelayMode = RelayMode.AUTO) -> None:
+    def __init__(
+        self, *, node_id: str, run_dir: Path, underlays: Sequence[str] = (), relay: RelayMode = RelayMode.AUTO, control_nic: str = ""
+    ) -> None:
         self._node_id = node_id
         self._run_dir = run_dir
         self._underlays = tuple(underlays)
         self._relay = relay
+        self._control_nic = control_nic
         self._opened: Bridges | None = None
         self._control_bridge: ControlBridge | None = None
         self._members: MemberPorts | None = None
@@ -212,7 +224,8 @@ class Plane:
     async def open(self, listener: PlaneListener) -> None:
         netfilter.keep_out()
         self._opened = Bridges(self._node_id)
-        self._control_bridge = ControlBridge(self._node_id)
+        self._control_bridge = ControlBridge(self._node_id, self._run_dir, self._control_nic)
+        self._control_bridge.open()
         self._process = RelayClient(self._run_dir, listener)
         self._process.open()
         self._relaying = Relaying(
@@ -301,7 +314,9 @@ class Plane:
     def abilities(self) -> Sequence[Ability]:
         carrier = self._relaying.abilities() if self._relaying is not None else ()
         impairs = [self._lacks_impairments()] if self._members is None else self._members.abilities()
-        return [netfilter.ability(), *underlays.abilities(self.underlays()), *carrier, capture.ability(), *impairs]
+        control = None if self._control_bridge is None else self._control_bridge.ability()
+        node = [netfilter.ability(), *underlays.abilities(self.underlays()), *([control] if control is not None else [])]
+        return [*node, *carrier, capture.ability(), *impairs]
 
     def _lacks_impairments(self) -> Ability:
         return Ability(
@@ -359,6 +374,12 @@ class Plane:
 
     def choose_control(self, avoided: Collection[str]) -> str:
         return self._control.choose_subnet(avoided)
+
+    def control_mtu(self) -> int:
+        return self._control.mtu
+
+    def control_prefix(self, subnet: str) -> int:
+        return self._control.prefix_length(subnet)
 
     async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:
         self._control.ensure(control, members)

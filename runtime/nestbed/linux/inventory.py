@@ -87,6 +87,11 @@ class Entry:
         return f"{text}/{self.header[1]}" if self.kind is Kind.ADDRESS else text
 
     @property
+    def label(self) -> str:
+        """Of an IPv4 address: its label."""
+        return (self.get(_IFA_LABEL) or b"").rstrip(b"\0").decode()
+
+    @property
     def destination(self) -> str:
         """Of a route: where to, in CIDR form."""
         packed = self.get(_RTA_DST) or bytes(4 if self.family == _AF_INET else 16)
@@ -199,6 +204,16 @@ def _next_hops(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield offset, index, length
         offset += (length + 3) & ~3
+
+
+def ipv4_address(index: int, cidr: str, label: str) -> Entry:
+    """An IPv4 address for a device, for ever, under a label of at most 15 characters."""
+    interface = ipaddress.IPv4Interface(cidr)
+    packed, network = interface.ip.packed, interface.network
+    attributes = [(_IFA_LOCAL, packed), (_IFA_ADDRESS, packed), (_IFA_LABEL, label.encode() + b"\0")]
+    if network.prefixlen < 31:
+        attributes.append((_IFA_BROADCAST, network.broadcast_address.packed))
+    return Entry(Kind.ADDRESS, _IFADDRMSG.pack(_AF_INET, network.prefixlen, 0, 0, index), tuple(attributes))
 
 
 # ---- another device

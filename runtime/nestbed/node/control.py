@@ -46,7 +46,7 @@ class ControlNetwork:
         Raises:
             InvalidArgument: a LAN's subnet and this one's overlap, or a NIC has its name. ResourceExhausted: it is full.
         """
-        segment = self._registry.control or control_segment(self._subnet or self._choose(owner))
+        segment = self._registry.control or control_segment(self._subnet or self._choose(owner), self._plane.control_mtu())
         _check_fits(segment.lan, owner)
         segment.check_room()
         (address,) = segment.allocate_addresses()
@@ -56,7 +56,7 @@ class ControlNetwork:
             lan_id=control.LAN_ID,
             name=control.NIC,
             mac=derived_mac(f"{control.BRIDGE}/{self._node_id}", owner.id),
-            addresses=(str(address),),
+            addresses=(f"{address.ip}/{self._plane.control_prefix(segment.lan.subnet)}",),
             mtu=segment.lan.mtu,
             port=port_name(owner.id, PORT_INDEX),
             bridge=control.BRIDGE,

@@ -82,7 +82,7 @@ class Node:
         self._state_dir = state_dir
         self._node_id = node_id
         self._started_at = time.time()
-        registry = Registry()
+        registry = Registry(control_subnet)
         authority = Authority(state_dir / "authority", name)
         store, hosts = Store(state_dir), HostsFiles(registry)
         self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems)

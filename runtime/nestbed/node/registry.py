@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import ipaddress
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -131,7 +132,9 @@ class Held:
 class Registry:
     """All containers and LANs of a node. Every method is done at once; nothing is awaited between a check and its effect."""
 
-    def __init__(self) -> None:
+    def __init__(self, control_subnet: str = "") -> None:
+        """``control_subnet`` is the setting, "" for none."""
+        self._control_subnet = control_subnet
         self._by_id: dict[str, Held] = {}
         self._by_name: dict[str, Held] = {}
         self._by_request: dict[str, Held] = {}
@@ -307,9 +310,15 @@ class Registry:
             segment.join(LanMember(spec.id, spec.name, nic))
             segment.rely_on(spec.id, hops)
         if spec.control is not None:
-            # The network is the one that its members are on, whatever the setting says now.
-            self.control = self.control or control_segment(str(interface_of(spec.control.addresses[0]).network))
+            self.control = self.control or control_segment(self._subnet_of(spec.control), spec.control.mtu)
             self.control.join(LanMember(spec.id, spec.name, spec.control))
+
+    def _subnet_of(self, nic: Nic) -> str:
+        """The control network is the one that its members are on, whatever the setting says now."""
+        interface = interface_of(nic.addresses[0])
+        if self._control_subnet and interface.ip in ipaddress.ip_network(self._control_subnet):
+            return self._control_subnet
+        return str(interface.network)
 
     def leave_control(self, nic: Nic | None) -> None:
         """Take a container's NIC off the control network; None, and one that has left, is none. Idempotent."""
@@ -317,9 +326,9 @@ class Registry:
             self.control.leave(nic.port)
 
 
-def control_segment(subnet: str) -> Segment:
+def control_segment(subnet: str, mtu: int) -> Segment:
     """The control network on this subnet, whose first address is the node's."""
-    lan = control.lan_of(subnet)
+    lan = control.lan_of(subnet, mtu)
     segment = Segment(lan)
     segment.take_address(control.own_address(lan))
     return segment

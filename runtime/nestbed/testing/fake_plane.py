@@ -101,6 +101,12 @@ class FakePlane:
         self.kernel.check("control")
         return next(one for one in ("172.31.240.0/20", "172.31.224.0/20") if one not in avoided)
 
+    def control_mtu(self) -> int:
+        return 1500
+
+    def control_prefix(self, subnet: str) -> int:
+        return int(subnet.rpartition("/")[2])
+
     async def ensure_control(self, control: Lan, members: Collection[Nic]) -> None:  # noqa: ARG002 - a fake kernel has no frames
         self.kernel.check("control")
         self.kernel.control = control
