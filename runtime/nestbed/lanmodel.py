@@ -92,6 +92,15 @@ either IP version; ``other`` is what is none of IPv4, IPv6 and ARP."""
 
 
 @dataclass(frozen=True, slots=True)
+class NicImpairment:
+    """What is to be done to the frames of a NIC's port to and from the container, whatever the NIC itself says: both are complete."""
+
+    nic: Nic
+    to: Impairment = NO_IMPAIRMENT
+    from_: Impairment = NO_IMPAIRMENT
+
+
+@dataclass(frozen=True, slots=True)
 class ClassCount:
     """Frames and bytes of one of TRAFFIC_CLASSES."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import socket
@@ -13,11 +14,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from nestbed.errors import HostLacks
+from nestbed.errors import HostLacks, InvalidArgument
 from nestbed.lan.addressing import bridge_name, port_name
 from nestbed.lan.plane import Plane
 from nestbed.lan.programs import BUCKET_FIRST_LOG2, BUCKETS, BUCKETS_PER_OCTAVE, OBJECT, Side
-from nestbed.lanmodel import NO_IMPAIRMENT, Impairment, Lan, Nic
+from nestbed.lanmodel import NO_IMPAIRMENT, Impairment, Lan, Nic, NicImpairment
 from nestbed.linux.rtnl import Rtnl
 from nestbed.process.ports import Ports
 from nestbed.testing.machine import Machine
@@ -103,7 +104,7 @@ class Bench:
         await self.plane.aclose()
 
     async def impair(self, member: Member, *, to: Impairment = NO_IMPAIRMENT, from_: Impairment = NO_IMPAIRMENT) -> None:
-        await self.plane.impair(member.nic, to=to, from_=from_)
+        await self.plane.impair([NicImpairment(member.nic, to, from_)])
 
     def links(self) -> set[str]:
         rtnl = Rtnl()
@@ -344,6 +345,20 @@ async def test_limit_is_in_frames(bench: Bench) -> None:
     assert (achieved.frames, achieved.overflowed) == (50, 50 - len(came))
 
 
+async def test_all_ports_are_changed_or_none(bench: Bench) -> None:
+    links = bench.links()
+    refused = dataclasses.replace(bench.two.nic, port="nbpffffffff0", mtu=100_000)  # more than a pair of devices can have
+    bench.plane.port_found(refused, index_of(bench.two.nic.port))
+    await bench.impair(bench.two, to=Impairment(loss=0.5))
+    everything = Impairment(loss=1.0)
+    with pytest.raises(InvalidArgument):
+        await bench.plane.impair([NicImpairment(nic, from_=everything) for nic in (bench.one.nic, refused)])
+    assert await bench.plane.achieved(bench.one.nic) == (None, None)
+    assert len(bench.links() - links) == 2
+    assert 100 < len(send_numbered(bench, 320)) < 220
+    assert await bench.plane.audit([LAN]) == []
+
+
 async def test_next_daemon_finds_it_as_it_is(bench: Bench) -> None:
     wanted = Impairment(rate_bps=1_000_000, loss=0.0, limit_frames=400)
     await bench.impair(bench.one, from_=wanted)
@@ -356,7 +371,7 @@ async def test_next_daemon_finds_it_as_it_is(bench: Bench) -> None:
         second = Plane(node_id=NODE, run_dir=bench.node.run_dir)
         await second.open(lambda *_: None)
         await second.ensure(LAN)
-        await second.impair(bench.one.nic, to=NO_IMPAIRMENT, from_=wanted)
+        await second.impair([NicImpairment(bench.one.nic, from_=wanted)])
         for member in (bench.one, bench.two):
             second.port_found(member.nic, index_of(member.nic.port))
         await second.sweep_ports()
@@ -366,7 +381,7 @@ async def test_next_daemon_finds_it_as_it_is(bench: Bench) -> None:
     assert achieved is not None
     assert achieved.frames == 40
     assert await second.audit([LAN]) == []
-    await second.impair(bench.one.nic, to=NO_IMPAIRMENT, from_=NO_IMPAIRMENT)
+    await second.impair([NicImpairment(bench.one.nic)])
     assert len(bench.links()) == len(links) - 2
     await second.aclose()
 
@@ -400,10 +415,10 @@ async def test_without_bpf_it_is_refused(machine: Machine) -> None:
         nic = Member(machine, 1).nic
         for wanted in (Impairment(loss=0.1), Impairment(rate_bps=1_000_000), Impairment(delay_us=1000)):
             with pytest.raises(HostLacks) as caught:
-                await plane.impair(nic, to=wanted, from_=NO_IMPAIRMENT)
+                await plane.impair([NicImpairment(nic, to=wanted)])
             assert caught.value.reason == "NO_IMPAIRMENTS"
             assert caught.value.metadata["cause"]
-        await plane.impair(nic, to=NO_IMPAIRMENT, from_=NO_IMPAIRMENT)
+        await plane.impair([NicImpairment(nic)])
         await plane.aclose()
 
 

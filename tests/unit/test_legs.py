@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nestbed.lan import legs
+from nestbed.lan import legs, shaping
 from nestbed.lan.addressing import port_name
-from nestbed.lan.legs import Plan
 from nestbed.lan.programs import BUCKETS, LegCounts, Side, Stage, bucket_end_ns
+from nestbed.lan.shaping import Plan
 from nestbed.lanmodel import Impairment
 
 
@@ -23,8 +23,8 @@ from nestbed.lanmodel import Impairment
     ],
 )
 def test_only_what_is_needed_is_made(wanted: Impairment, without_netem: Plan, with_netem: Plan) -> None:
-    assert legs.plan(wanted, kernel_has_netem=False) == without_netem
-    assert legs.plan(wanted, kernel_has_netem=True) == with_netem
+    assert shaping.plan(wanted, kernel_has_netem=False) == without_netem
+    assert shaping.plan(wanted, kernel_has_netem=True) == with_netem
 
 
 def test_names_are_names_of_interfaces_and_all_different() -> None:

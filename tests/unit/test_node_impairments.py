@@ -114,7 +114,7 @@ async def test_refused_creation_leaves_nothing(bench) -> None:
 
 async def test_what_cannot_be_in_force_any_more_is_told(bench, web) -> None:
     await bench.node.set_impairment("lan0", DELAY, container="irc")
-    bench.kernel.fail_next("impair", HostLacks("no delays", reason="NO_NETEM"))
+    bench.kernel.fail_next("impair", HostLacks("no delays", reason="NO_NETEM"), times=2)  # of all at once, and of it alone
     await bench.restart()
     attributes = await bench.until("lan.impairment-lost")
     assert (attributes["container"], attributes["reason"]) == ("irc", "NO_NETEM")

@@ -19,27 +19,21 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nestbed.lan import impair
+from nestbed.lan import impair, shaping
 from nestbed.lan.programs import PortPrograms, Side, Stage
 from nestbed.lan.relay.wanted import DelayLeg
+from nestbed.lan.shaping import Plan
 from nestbed.lanmodel import Impairment
-from nestbed.linux import ethtool, qdisc, rtnl, timer, tun
+from nestbed.linux import ethtool, qdisc, rtnl, tun
 
 PORT_PREFIX = "nbp"
 PREFIXES = ("nba", "nbc", "nbd")
 SCRATCH_PREFIX = "nbx"
 _DOOM = 0x6E626C67
 """The group of devices that are about to be deleted."""
-
-_BUCKET, _FIFO, _DELAY = 1, 2, 3
-"""Handles of the qdiscs on B."""
-_INSIDE = {"netem": _DELAY << 16 | 1, "tbf": _BUCKET << 16 | 1}
-"""As the parent of what is inside one."""
-_NETEM_LIMIT_FRAMES = 10_000_000
-"""netem counts what is under way: no bound but memory (its own default of 1000 would bound the throughput)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +43,6 @@ class Port:
     name: str
     index: int
     mtu: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a leg for an impairment is made of."""
-
-    has_pair: bool
-    has_rate: bool
-    has_netem: bool
-    has_tap: bool
-
-    @property
-    def has_qdisc(self) -> bool:
-        """Whether frames wait at B."""
-        return self.has_rate or self.has_netem
-
-
-def plan(wanted: Impairment, *, kernel_has_netem: bool) -> Plan:
-    """The parts of the leg for an impairment that does something."""
-    has_rate, has_delay = bool(wanted.rate_bps), bool(wanted.delay_us)
-    acts_on_frames = any((wanted.loss, wanted.duplicate, wanted.corrupt, wanted.jitter_us, wanted.reorder))
-    has_netem = has_delay and kernel_has_netem
-    return Plan(acts_on_frames or has_rate or has_netem, has_rate, has_netem, has_delay and not kernel_has_netem)
 
 
 def names(port: str, side: Side) -> tuple[str, str, str]:
@@ -200,8 +171,15 @@ class Legs:
 
     def bury(self) -> None:
         """Delete the devices that other methods were to remove: until then they are there, and drop everything."""
-        doomed, self._doomed = self._doomed, []
-        self.remove_devices(doomed)
+        for _ in self.burying(len(self._doomed)):
+            pass
+
+    def burying(self, most: int) -> Iterator[None]:
+        """The same, with a pause after so many of them."""
+        while self._doomed:
+            doomed, self._doomed = self._doomed[:most], self._doomed[most:]
+            self.remove_devices(doomed)
+            yield
 
     def remove_devices(self, doomed: Sequence[str]) -> None:
         """Delete devices, all in the time that one takes (some 16 ms). Idempotent."""
@@ -232,14 +210,14 @@ class Legs:
         return self._kernel_has_netem
 
     def _plan(self, wanted: Impairment) -> Plan:
-        return plan(wanted, kernel_has_netem=bool(wanted.delay_us) and self.has_netem())
+        return shaping.plan(wanted, kernel_has_netem=bool(wanted.delay_us) and self.has_netem())
 
     def _try_netem(self) -> bool:
         name = self.scratch
         self.remove_device(name)
         self._rtnl.batch([rtnl.bridge(name, mtu=1500)])
         try:
-            self._rtnl.batch([_netem(self._rtnl.link_index(name), Impairment(delay_us=1), limited=False)])
+            self._rtnl.batch([shaping.netem(self._rtnl.link_index(name), Impairment(delay_us=1), limited=False)])
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -257,7 +235,7 @@ class Legs:
         if all(found.values()):
             leg.a, leg.b = found[a], found[b]
             self._rtnl.batch([self._programs.on_leg_again(leg.a), self._programs.on_leg_again(leg.b)])
-            leg.qdiscs = self._qdiscs(leg.b)
+            leg.qdiscs = shaping.kinds(self._rtnl, leg.b)
         return leg
 
     def _find_tap(self, port: str, name: str) -> int:
@@ -284,10 +262,11 @@ class Legs:
         if steps.has_pair and not leg.a:
             self._make_pair(leg)
         if steps.has_qdisc:
-            self._shape(leg, steps, wanted)
+            leg.qdiscs = shaping.shape(self._rtnl, leg.b, leg.qdiscs, steps, wanted, mtu=leg.port.mtu)
         self._lead(leg, steps, wanted)
-        if not steps.has_qdisc:
-            self._unshape(leg)
+        if not steps.has_qdisc and leg.qdiscs:
+            self._rtnl.batch([qdisc.deletion(leg.b)])
+            leg.qdiscs = []
 
     def _lead(self, leg: _Leg, steps: Plan, wanted: Impairment) -> None:
         """Say at each device where frames go next, the last one first."""
@@ -305,45 +284,7 @@ class Legs:
             loss, duplicate, corrupt = (impair.threshold(fraction) for fraction in (wanted.loss, wanted.duplicate, wanted.corrupt))
             self._programs.set_stage(leg.b, dataclasses.replace(at_b, loss=loss, duplicate=duplicate, corrupt=corrupt))
 
-    # ---- qdiscs
-
-    def _shape(self, leg: _Leg, steps: Plan, wanted: Impairment) -> None:
-        """For a delay netem, for a rate tbf in it or alone with a FIFO of frames; what is of the right kind is changed, not replaced."""
-        if leg.qdiscs and leg.qdiscs[0] != ("netem" if steps.has_netem else "tbf"):
-            self._unshape(leg)
-        requests = []
-        if steps.has_netem:
-            requests.append(_netem(leg.b, wanted, limited=not steps.has_rate))
-            if not steps.has_rate and len(leg.qdiscs) > 1:
-                requests.append(qdisc.deletion(leg.b, parent=_DELAY << 16 | 1))
-        if steps.has_rate:
-            parent = _DELAY << 16 | 1 if steps.has_netem else qdisc.ROOT
-            limit = impair.queue_frames(wanted, leg.port.mtu)
-            burst = impair.burst_bytes(wanted.rate_bps, leg.port.mtu, timer.lateness_seconds())
-            has_fifo = "pfifo" in leg.qdiscs
-            # A new bucket has no FIFO yet: a limit would make it one of bytes.
-            bucket_limit = limit if has_fifo else 0
-            requests.append(
-                qdisc.tbf(leg.b, parent=parent, handle=_BUCKET, rate_bps=wanted.rate_bps, burst_bytes=burst, limit=bucket_limit)
-            )
-            if not has_fifo:
-                requests.append(qdisc.pfifo(leg.b, parent=_BUCKET << 16 | 1, handle=_FIFO, limit_frames=limit))
-        self._rtnl.batch(requests)
-        leg.qdiscs = self._qdiscs(leg.b)
-
-    def _unshape(self, leg: _Leg) -> None:
-        if leg.qdiscs:
-            self._rtnl.batch([qdisc.deletion(leg.b)])
-            leg.qdiscs = []
-
-    def _qdiscs(self, index: int) -> list[str]:
-        kinds, parent = [], qdisc.ROOT
-        while (found := qdisc.find(self._rtnl, index, parent=parent)) is not None:
-            kinds.append(found.kind)
-            if found.kind not in _INSIDE:
-                break
-            parent = _INSIDE[found.kind]
-        return kinds
+    # ---- devices
 
     def _dropped(self, leg: _Leg) -> int:
         """What B's qdiscs dropped, and what came faster than this machine's processors took it from A."""
@@ -351,8 +292,6 @@ class Legs:
             return 0
         found = qdisc.find(self._rtnl, leg.b)
         return self._rtnl.counters_of(leg.b).rx_drops + (0 if found is None else found.drops)
-
-    # ---- devices
 
     def _make_pair(self, leg: _Leg) -> None:
         a, b, _ = names(leg.port.name, leg.side)
@@ -394,15 +333,3 @@ class Legs:
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
-
-
-def _netem(index: int, wanted: Impairment, *, limited: bool) -> bytes:
-    return qdisc.netem(
-        index,
-        parent=qdisc.ROOT,
-        handle=_DELAY,
-        delay_ns=wanted.delay_us * 1000,
-        jitter_ns=wanted.jitter_us * 1000,
-        reorder=min(impair.threshold(wanted.reorder), 0xFFFFFFFF),
-        limit_frames=(wanted.limit_frames if limited else 0) or _NETEM_LIMIT_FRAMES,
-    )

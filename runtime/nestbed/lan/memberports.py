@@ -12,13 +12,13 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
-from nestbed.errors import HostLacks, NestbedError, Unavailable, from_errno
+from nestbed.errors import HostLacks, NestbedError, Unavailable, from_errno, translated
 from nestbed.lan import impair, legs
 from nestbed.lan.legs import Legs, Port
 from nestbed.lan.programs import PortPrograms, Side
 from nestbed.lan.reasons import Reason
 from nestbed.lan.relay.wanted import DelayLeg
-from nestbed.lanmodel import NO_IMPAIRMENT, Achieved, DropCount, Impairment, Nic, PortStats, Traffic
+from nestbed.lanmodel import NO_IMPAIRMENT, Achieved, DropCount, Impairment, Nic, NicImpairment, PortStats, Traffic
 from nestbed.linux.rtnl import Rtnl
 from nestbed.log import fields
 from nestbed.model import Ability
@@ -27,6 +27,8 @@ from nestbed.runtime import Leftover
 _logger = logging.getLogger(__name__)
 
 _NOTHING = (NO_IMPAIRMENT, NO_IMPAIRMENT)
+_BURIED_AT_ONCE = 64
+"""Devices: so many take the kernel some 40 ms."""
 _CARRIER_TRIES, _CARRIER_SECONDS = 1000, 0.002
 _SIDES = (Side.TO, Side.FROM)
 """In the order of the pairs of impairments."""
@@ -127,33 +129,63 @@ class MemberPorts:
 
     def _impair_new(self, nic: Nic, port: Port, *, keep_counts: bool = False) -> None:
         to, from_ = self._wanted.get(nic.port, _NOTHING)
-        try:
+        with _refusing(nic):
             for side, wanted in zip(_SIDES, (to, from_), strict=True):
                 if impair.does_something(wanted):
                     self._legs.put(port, side, wanted, keep_counts=keep_counts)
-        except OSError as error:
-            raise _refused(error, nic) from error
 
     # ---- impairments
 
-    async def impair(self, nic: Nic, to: Impairment, from_: Impairment) -> None:
+    async def impair(self, wanted: Sequence[NicImpairment]) -> None:
         """See ``LanPlane.impair``."""
-        before = self._wanted.get(nic.port, _NOTHING)
-        if before == (to, from_):
-            return
-        await asyncio.sleep(0)  # each device takes the kernel milliseconds: let others have a turn between the ports of a LAN
+        changes = [one for one in wanted if self._wanted.get(one.nic.port, _NOTHING) != (one.to, one.from_)]
+        before = [NicImpairment(one.nic, *self._wanted.get(one.nic.port, _NOTHING)) for one in changes]
         try:
-            await self._change(nic.port, (to, from_))
-        except BaseException as error:
-            with self._logged(nic.port):
-                await self._change(nic.port, before)
-            if isinstance(error, OSError):
-                raise _refused(error, nic) from error
+            await self._change(changes)
+        except BaseException:
+            with self._logged(before):
+                await self._change(before)
             raise
 
-    async def _change(self, port: str, wanted: tuple[Impairment, Impairment]) -> None:
-        """Have ``wanted`` in force at a port, if it is there, and remember it."""
-        await self._reserve(port, wanted)
+    async def _change(self, changes: Sequence[NicImpairment]) -> None:
+        """Have them in force at the ports that are there, and remember them.
+
+        Each device takes the kernel milliseconds, so others have a turn between the ports; but the relay is told, and devices are deleted,
+        for all together: each of that takes as long for one.
+        """
+        await self._reserve(changes)
+        for one in changes:
+            await asyncio.sleep(0)
+            with _refusing(one.nic):
+                self._enforce(one)
+        for one in changes:
+            for side, new in zip(_SIDES, (one.to, one.from_), strict=True):
+                if not new.delay_us:
+                    self._relay.drop_leg(legs.names(one.nic.port, side)[2])
+                    self._legs.release(one.nic.port, side)
+        with translated("removing legs"):
+            for _ in self._legs.burying(_BURIED_AT_ONCE):
+                await asyncio.sleep(0)
+
+    async def _reserve(self, changes: Sequence[NicImpairment]) -> None:
+        """Have the relay at the taps before frames come."""
+        delays = []
+        for one in changes:
+            with _refusing(one.nic):
+                for side, new in zip(_SIDES, (one.to, one.from_), strict=True):
+                    if (delay := self._legs.reserve(one.nic.port, side, new)) is not None:
+                        delays.append(delay)
+            await asyncio.sleep(0)
+        for delay in delays:
+            self._relay.set_leg(delay)
+        if delays and not self._is_taking_up:
+            await self._relay.settle()
+            for delay in delays:
+                self._relay.check(delay.tap)
+                await self._carried(delay.tap)
+
+    def _enforce(self, one: NicImpairment) -> None:
+        port, wanted = one.nic.port, (one.to, one.from_)
         before = self._wanted.get(port, _NOTHING)
         self._wanted[port] = wanted
         if wanted == _NOTHING:
@@ -164,23 +196,8 @@ class MemberPorts:
                 self._legs.clear(port, side)
             elif there is not None and (old != new or not self._legs.has(port, side)):
                 self._legs.put(there, side, new)
-            if not new.delay_us:
-                self._relay.drop_leg(legs.names(port, side)[2])
-                self._legs.release(port, side)
             if wanted == _NOTHING:
                 self._legs.remove_unfinished(port, side)
-        self._legs.bury()
-
-    async def _reserve(self, port: str, wanted: tuple[Impairment, Impairment]) -> None:
-        """Have the relay at the taps before frames come."""
-        delays = [delay for side, one in zip(_SIDES, wanted, strict=True) if (delay := self._legs.reserve(port, side, one)) is not None]
-        for delay in delays:
-            self._relay.set_leg(delay)
-        if delays and not self._is_taking_up:
-            await self._relay.settle()
-            for delay in delays:
-                self._relay.check(delay.tap)
-                await self._carried(delay.tap)
 
     async def _carried(self, tap: str) -> None:
         """Wait until a tap that the relay has opened takes frames; what is sent to it before is lost."""
@@ -196,11 +213,12 @@ class MemberPorts:
         )
 
     @contextlib.contextmanager
-    def _logged(self, port: str) -> Iterator[None]:
+    def _logged(self, before: Sequence[NicImpairment]) -> Iterator[None]:
         try:
             yield
-        except (OSError, NestbedError) as error:
-            _logger.exception("earlier impairment not restored", extra=fields(port=port, cause=str(error)))
+        except NestbedError as error:
+            ports = [one.nic.port for one in before]
+            _logger.exception("earlier impairments not restored", extra=fields(ports=ports, cause=error.message))
 
     def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:
         """See ``LanPlane.achieved``."""
@@ -271,8 +289,13 @@ class MemberPorts:
         return {link.name for link in self._rtnl.links() if link.alias.startswith(self._mark)}
 
 
-def _refused(error: OSError, nic: Nic) -> NestbedError:
-    refusal = from_errno(error.errno or 0, f"impairing the frames of {nic.name} on LAN {nic.lan}", nic=nic.name, lan=nic.lan, port=nic.port)
-    if isinstance(refusal, HostLacks):
-        refusal.reason = "NO_IMPAIRMENTS"
-    return refusal
+@contextlib.contextmanager
+def _refusing(nic: Nic) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        doing = f"impairing the frames of {nic.name} on LAN {nic.lan}"
+        refusal = from_errno(error.errno or 0, doing, nic=nic.name, lan=nic.lan, port=nic.port)
+        if isinstance(refusal, HostLacks):
+            refusal.reason = "NO_IMPAIRMENTS"
+        raise refusal from error

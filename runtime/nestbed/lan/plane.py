@@ -20,14 +20,13 @@ from nestbed.lan.programs import PortPrograms
 from nestbed.lan.relay_client import RelayClient
 from nestbed.lan.relaying import Relaying
 from nestbed.lanmodel import (
-    NO_IMPAIRMENT,
     Achieved,
     CaptureRequest,
-    Impairment,
     Lan,
     LanCounters,
     LanPath,
     Nic,
+    NicImpairment,
     PathKind,
     PortStats,
     RelayMode,
@@ -112,8 +111,8 @@ class LanPlane(PortHook, Protocol):
         """
         ...
 
-    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
-        """Have these impairments in force on the NIC's port from now on, whatever ``nic`` itself says: both are complete.
+    async def impair(self, wanted: Sequence[NicImpairment]) -> None:
+        """Have these impairments in force on the ports of these NICs, each named once, from now on: all of them or, after an error, none.
 
         On a port that is there this changes what is in force at once, and keeps frames in flight where the kernel can; for one that is
         not there yet it is remembered until ``port_added``, and kept over ``port_gone``. Two times NO_IMPAIRMENT takes everything off and
@@ -350,10 +349,12 @@ class Plane:
         if self._members is not None:
             self._members.gone(port)
 
-    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
+    async def impair(self, wanted: Sequence[NicImpairment]) -> None:
         if self._members is not None:
-            await self._members.impair(nic, to, from_)
-        elif to != NO_IMPAIRMENT or from_ != NO_IMPAIRMENT:
+            await self._members.impair(wanted)
+            return
+        nic = next((one.nic for one in wanted if one != NicImpairment(one.nic)), None)
+        if nic is not None:
             raise HostLacks(
                 f"the frames of {nic.name} on LAN {nic.lan} cannot be impaired without BPF: {self._lacks_bpf}",
                 reason="NO_IMPAIRMENTS",

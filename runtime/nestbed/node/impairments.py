@@ -6,10 +6,9 @@ What was asked for stands in the records: a LAN's own, and for each NIC the port
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from nestbed.errors import InvalidArgument, NestbedError
 from nestbed.lan import impair
@@ -23,6 +22,7 @@ from nestbed.lanmodel import (
     LanMember,
     LanView,
     Nic,
+    NicImpairment,
     PortImpairment,
 )
 from nestbed.log import fields
@@ -87,29 +87,31 @@ class Impairments:
         if not any(self._is_impaired(nic) for nic in nics):
             return
         async with self._parts.lans_changing:
-            done: list[Nic] = []
-            try:
-                for nic in filter(self._is_impaired, nics):
-                    done.append(nic)
-                    await self._apply(nic)
-            except BaseException:
-                await self._clear(done)
-                raise
+            await self._apply(nics)
 
     async def forget(self, nics: Sequence[Nic]) -> None:
         """These NICs are gone: have the plane let go of what was in force. Never fails; cheap where nothing was."""
         if any(self._is_impaired(nic) for nic in nics):
             async with self._parts.lans_changing:
-                await self._clear([nic for nic in nics if self._is_impaired(nic)])
+                try:
+                    await self._parts.plane.impair([NicImpairment(nic) for nic in nics])
+                except NestbedError as error:
+                    known = {"ports": [nic.port for nic in nics], "reason": error.reason, "cause": error.message}
+                    _logger.warning("impairments not taken off", extra=fields(**known))
 
     async def take_up(self) -> None:
         """Tell the plane of all ports on record, before their containers are taken up."""
         members = [member for segment in self._parts.registry.segments.values() for member in segment.members]
+        impaired = [member for member in members if self._is_impaired(member.nic)]
+        try:
+            await self._apply([member.nic for member in impaired])
+        except NestbedError:  # not of all
+            await self._take_up_singly(impaired)
+
+    async def _take_up_singly(self, members: Sequence[LanMember]) -> None:
         for member in members:
-            if not self._is_impaired(member.nic):
-                continue
             try:
-                await self._apply(member.nic)
+                await self._apply([member.nic])
             except NestbedError as error:
                 known = {"container": member.container, "nic": member.nic.name, "reason": error.reason, "cause": error.message}
                 _logger.exception("impairment not taken up", extra=fields(lan=member.nic.lan_id, **known))
@@ -125,7 +127,11 @@ class Impairments:
             if after == before:
                 return
             self._record_lan(segment, after)
-            await self._apply_all([member.nic for member in segment.members], undo=lambda: self._record_lan(segment, before))
+            try:
+                await self._apply([member.nic for member in segment.members])
+            except BaseException:
+                self._record_lan(segment, before)
+                raise
         self._parts.events.publish("lan.impaired", before.id, before.name)
 
     async def _edit_ports(self, segment: Segment, held: Held, nic_name: str, direction: Direction, edit: Edit) -> None:
@@ -143,42 +149,21 @@ class Impairments:
                     segment.replace(nic)
 
             put(replaced(before, edited), edited)
-            await self._apply_all(edited, undo=lambda: put(before, nics))
+            try:
+                await self._apply(edited)
+            except BaseException:
+                put(before, nics)
+                raise
         for nic in edited:
             self._parts.events.publish("lan.impaired", segment.lan.id, segment.lan.name, container=held.spec.name, nic=nic.name)
-
-    async def _apply_all(self, nics: Sequence[Nic], *, undo: Callable[[], None]) -> None:
-        """Bring these ports in line with the records; after an error all are as before, once ``undo`` has put the records back."""
-        done: list[Nic] = []
-        try:
-            for nic in nics:
-                await self._apply(nic)
-                done.append(nic)
-        except BaseException:
-            undo()
-            for nic in done:
-                with contextlib.suppress(NestbedError):
-                    await self._apply(self._current(nic))
-            raise
 
     def _record_lan(self, segment: Segment, lan: Lan) -> None:
         segment.lan = lan
         self._parts.store.write_lan(segment.record())
 
-    def _current(self, nic: Nic) -> Nic:
-        segment = self._parts.registry.segments[nic.lan_id]
-        return segment.member(nic.port).nic
-
-    async def _apply(self, nic: Nic) -> None:
-        to, from_ = self._in_force(nic)
-        await self._parts.plane.impair(nic, to=to, from_=from_)
-
-    async def _clear(self, nics: Iterable[Nic]) -> None:
-        for nic in nics:
-            try:
-                await self._parts.plane.impair(nic, to=NO_IMPAIRMENT, from_=NO_IMPAIRMENT)
-            except NestbedError as error:
-                _logger.warning("impairment not taken off", extra=fields(port=nic.port, reason=error.reason, cause=error.message))
+    async def _apply(self, nics: Sequence[Nic]) -> None:
+        """Bring these ports in line with the records; after an error all are as before."""
+        await self._parts.plane.impair([NicImpairment(nic, *self._in_force(nic)) for nic in nics])
 
     def _in_force(self, nic: Nic) -> tuple[Impairment, Impairment]:
         segment = self._parts.registry.segments.get(nic.lan_id)

@@ -39,18 +39,17 @@ class FakeKernel:
         self.links: dict[str, str] = {}
         self.bridges: dict[str, str] = {}
         self.control: Lan | None = None
-        self._failures: dict[str, NestbedError] = {}
+        self._failures: dict[str, list[NestbedError]] = {}
         self._pids = itertools.count(1000)
 
-    def fail_next(self, method: str, error: NestbedError) -> None:
-        """Make the next ``create``, ``start``, ``plug``, ``destroy``... of any container, or ``bridge``, fail."""
-        self._failures[method] = error
+    def fail_next(self, method: str, error: NestbedError, *, times: int = 1) -> None:
+        """Make the next ``create``, ``start``, ``plug``, ``destroy``... of any container, or ``bridge``, fail, or so many of them."""
+        self._failures[method] = [error] * times
 
     def check(self, method: str) -> None:
         """Fail if a test wants it."""
-        error = self._failures.pop(method, None)
-        if error is not None:
-            raise error
+        if self._failures.get(method):
+            raise self._failures[method].pop()
 
     def new_pid(self) -> int:
         """A process id that was never given out."""

@@ -13,6 +13,7 @@ from nestbed.lanmodel import (
     LanCounters,
     LanPath,
     Nic,
+    NicImpairment,
     PathKind,
     PortStats,
     Underlay,
@@ -80,12 +81,16 @@ class FakePlane:
     def port_gone(self, port: str) -> None:
         pass
 
-    async def impair(self, nic: Nic, *, to: Impairment, from_: Impairment) -> None:
-        self.kernel.check("impair")
-        if to == from_ == NO_IMPAIRMENT:
-            self.impaired.pop(nic.port, None)
-        else:
-            self.impaired[nic.port] = (to, from_)
+    async def impair(self, wanted: Sequence[NicImpairment]) -> None:
+        before = dict(self.impaired)
+        try:
+            for one in wanted:
+                self.kernel.check("impair")
+                self.impaired[one.nic.port] = (one.to, one.from_)
+        except BaseException:
+            self.impaired = before
+            raise
+        self.impaired = {port: both for port, both in self.impaired.items() if both != (NO_IMPAIRMENT, NO_IMPAIRMENT)}
 
     async def achieved(self, nic: Nic) -> tuple[Achieved | None, Achieved | None]:
         to, from_ = self.impaired.get(nic.port, (NO_IMPAIRMENT, NO_IMPAIRMENT))
