@@ -91,6 +91,19 @@ def test_container_is_joined_to_a_bridge_and_goes_away(node, inside) -> None:
     assert caught.value.errno == errno.ENODEV
 
 
+def test_a_port_that_loses_its_bridge_is_not_gone(node, inside) -> None:
+    outer, deletions = node
+    outer.add_bridge("nbbtest", mtu=1500)
+    index, netns = outer.link_index("nbbtest"), inside[1]
+    outer.add_veth("nbptest0", bridge_index=index, mtu=1500, peer_name="eth0", peer_mac="02:00:00:00:00:07", peer_netns_fd=netns)
+    outer.delete_link("nbbtest")
+    assert select.select([deletions], [], [], 2)[0]
+    gone = deletions.read()
+    assert gone is not None
+    assert gone == {"nbbtest"}
+    assert outer.link_index("nbptest0")
+
+
 def test_first_refusal_of_a_batch_is_raised_with_the_kernels_words(node) -> None:
     outer, _ = node
     outer.add_bridge("nbbtest", mtu=1500)

@@ -473,7 +473,9 @@ class LinkDeletions:
                 return names
             except OSError:  # ENOBUFS: more news than the buffer holds
                 return None
-            names |= {_link(payload).name for kind, _, _, payload in messages(data) if kind == RTM_DELLINK}
+            # A port that leaves its bridge is told like one that is gone, by a message of the bridge's own family.
+            gone = (payload for kind, _, _, payload in messages(data) if kind == RTM_DELLINK and payload[0] != socket.AF_BRIDGE)
+            names |= {_link(payload).name for payload in gone}
 
 
 def _encoded(request: Request) -> bytes:
