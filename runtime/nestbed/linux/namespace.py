@@ -7,6 +7,7 @@ import os
 
 from nestbed.linux.libc import LIBC, checked
 
+CLONE_FILES = 0x400
 CLONE_PIDFD = 0x1000
 CLONE_PARENT = 0x8000
 CLONE_NEWNS = 0x20000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import struct
@@ -16,7 +17,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from nestbed.linux.descriptors import keep
 from nestbed.linux.namespace import (
+    CLONE_FILES,
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _NEW = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
 _JOINED = _NEW | CLONE_NEWNET | CLONE_NEWCGROUP
+_APART_MS = 1000
 
 
 class Refusal(Exception):
@@ -141,7 +145,6 @@ class Birth:
         self._keeper.template.refresh()
         container = join.container if join else launch
         prepared = Prepared(launch)
-        prepared.netns_fd = netns_fd
         template = self._keeper.template
         prepared.covers = Covers(template.points(with_memory=launch.get("root", {}).get("mode") == "host-ro"), template.masks)
         prepared.spare_fd = self._keeper.run_fd
@@ -150,19 +153,37 @@ class Birth:
         self._open_cgroups(container, prepared)
         self._open_files(launch, prepared)
         cgroup_fd = self._cgroup2_fd(container)
-        self._error_fd, prepared.error_fd = os.pipe2(os.O_CLOEXEC)
+        error_out, prepared.error_fd = os.pipe2(os.O_CLOEXEC)
+        self._error_fd = keep(error_out)
         self._theirs.append(prepared.error_fd)
         try:
             if join is None:
-                prepared.go_fd, self._go_fd = os.pipe2(os.O_CLOEXEC)
-                self._theirs.append(prepared.go_fd)
-                self._program = write_first(self._keeper.memory, prepared)
-                self.pid, self.pidfd = self._program.spawn(_NEW, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
-                self._keeper.waiting.add(self)
+                self._clone_first(prepared, netns_fd, cgroup_fd)
             else:
                 self._join(prepared, join.pidfd, cgroup_fd)
         except OSError as error:
             raise Refusal("clone", error.errno or errno.EIO, str(error.strerror)) from error
+
+    def _clone_first(self, prepared: Prepared, netns_fd: int, cgroup_fd: int) -> None:
+        prepared.netns_fd = os.dup(netns_fd)  # under a low number
+        prepared.go_fd, go_in = os.pipe2(os.O_CLOEXEC)
+        self._go_fd = keep(go_in)
+        prepared.apart_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._theirs += [prepared.netns_fd, prepared.go_fd, prepared.apart_fd]
+        self._program = write_first(self._keeper.memory, prepared)
+        self.pid, pidfd = self._program.spawn(_NEW | CLONE_FILES, exit_signal=signal.SIGCHLD, cgroup_fd=cgroup_fd)
+        self.pidfd = keep(pidfd)
+        self._keeper.waiting.add(self)
+        self._wait_apart(prepared.apart_fd)
+
+    def _wait_apart(self, apart_fd: int) -> None:
+        """Wait until the clone has descriptors of its own, its first deed, or has ended: before, what is closed here it would lose."""
+        poll = select.poll()
+        for fd in (apart_fd, self.pidfd):
+            poll.register(fd, select.POLLIN)
+        if not poll.poll(_APART_MS):
+            self.bury()
+            raise Refusal("clone", errno.EAGAIN, "the new process does not begin: its cgroup may be frozen")
 
     def _join(self, prepared: Prepared, pidfd: int, cgroup_fd: int) -> None:
         """Have a child of the keeper born inside the namespaces of the process ``pidfd``; without one the error pipe tells why."""
@@ -197,13 +218,16 @@ class Birth:
             prepared.stdio = (join.streams[0], join.streams[1], join.streams[2])
             return
         if launch["stdin"]:
-            child_in, self.stdin_fd = os.pipe2(os.O_CLOEXEC)
+            child_in, stdin = os.pipe2(os.O_CLOEXEC)
+            self.stdin_fd = keep(stdin)
             self._theirs.append(child_in)
         else:
             child_in = -1
-        self.out_fd, out = os.pipe2(os.O_CLOEXEC)
+        near, out = os.pipe2(os.O_CLOEXEC)
+        self.out_fd = keep(near)
         self._theirs.append(out)
-        self.err_fd, err = os.pipe2(os.O_CLOEXEC)
+        near, err = os.pipe2(os.O_CLOEXEC)
+        self.err_fd = keep(near)
         self._theirs.append(err)
         # Opened for both ways, a pipe has a reader as long as the program lives: no SIGPIPE while there is no keeper.
         prepared.stdio = (child_in, self._open(f"/proc/self/fd/{out}", os.O_RDWR), self._open(f"/proc/self/fd/{err}", os.O_RDWR))
@@ -264,4 +288,4 @@ class Birth:
                 return
         for fd in fds:
             os.set_inheritable(fd, False)
-            self.terminal_fd = fd
+            self.terminal_fd = keep(fd)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nestbed import agentdir
+from nestbed.linux.descriptors import keep
 from nestbed.linux.path import contents
 from nestbed.linux.pidfd import exit_information, open_process, zombie_status
 from nestbed.process import holder
@@ -407,7 +408,7 @@ class Charge:
         launch, record = found
         if self._record.state == "running":
             try:
-                self._pidfd = open_process(self._record.pid, self._record.start_time)
+                self._pidfd = keep(open_process(self._record.pid, self._record.start_time))
             except (ProcessLookupError, OSError):
                 self._lost()
                 return True
@@ -443,7 +444,7 @@ class Charge:
         self._hold_report()
         self._note_memory(launch)
         with suppress(OSError):  # it is ending
-            self._netns_fd = os.open(f"/proc/{self._record.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._netns_fd = keep(os.open(f"/proc/{self._record.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         sources: dict[int, int] = {}
         self._take_from_holder(launch)
         if self._terminal_fd >= 0:
@@ -480,7 +481,7 @@ class Charge:
                 for name in sorted(os.listdir(directory), key=int):
                     path = f"{directory}/{name}"
                     if os.readlink(path) == wanted:
-                        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                        return keep(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             except OSError:
                 continue
         return -1
@@ -501,7 +502,7 @@ class Charge:
         netns, rest = (fds[0], fds[1:]) if fds else (-1, [])
         launch = self._read_launch()
         if netns >= 0 and self._netns_fd < 0:
-            self._netns_fd = netns
+            self._netns_fd = keep(netns)
         elif netns >= 0:
             os.close(netns)
         if self._record.state == "running" and self._outlet is not None and not self._ours:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import prctl
 
 from nestbed.linux import mount
+from nestbed.linux.descriptors import CLOSE_RANGE_UNSHARE
 from nestbed.linux.libc import AT_EMPTY_PATH, AT_FDCWD
 from nestbed.linux.namespace import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_PARENT, CloneArgs
 from nestbed.process.mounting import ANSWER, DEVPTS, FOUND, FREE, PROC, ROOT, STRICT, look_up, open_at
@@ -66,6 +67,8 @@ class Prepared:
         self.init_fd = -1
         self.spare_fd = -1
         """Any descriptor of the keeper's that the new process may put another one in the place of."""
+        self.apart_fd = -1
+        """An eventfd(2) by which the first process tells that it has descriptors of its own, until when it shares the keeper's."""
         self.seccomp = b""
         self.covers = Covers((), ())
 
@@ -82,6 +85,7 @@ def candidates(argv0: str, env: list[str]) -> tuple[bytes, ...]:
 def write_first(memory: Memory, prepared: Prepared) -> Program:
     """The first process of a container: sets it up, waits for the word, executes its program."""
     launch, program = prepared.launch, Program(memory, prepared.error_fd)
+    _take_descriptors(program, prepared)
     program.add(memory.piece("signals", _reset_signals))
     _enter_cgroups(program, prepared)
     program.call("unshare", CLONE_NEWCGROUP)
@@ -169,6 +173,24 @@ def _reset_signals(steps: Steps) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             steps.call("rt_sigaction", int(number), steps.data(bytes(32)), 0, _SIGNAL_SET_BYTES)
     steps.call("rt_sigprocmask", _SIG_SETMASK, steps.data(bytes(_SIGNAL_SET_BYTES)), 0, _SIGNAL_SET_BYTES)
+
+
+def _take_descriptors(program: Program, prepared: Prepared) -> None:
+    """Take along what is prepared, and leave what the keeper holds of every container: to copy and close it all takes a millisecond."""
+    program.about = "clone"
+    last = max(
+        prepared.error_fd,
+        prepared.terminal_fd,
+        prepared.netns_fd,
+        prepared.go_fd,
+        prepared.init_fd,
+        prepared.spare_fd,
+        prepared.apart_fd,
+        *(prepared.stdio or ()),
+        *prepared.task_fds,
+    )
+    program.call("close_range", last + 1, _EVERY_FD, CLOSE_RANGE_UNSHARE)
+    program.call("write", prepared.apart_fd, program.data(struct.pack("=Q", 1)), 8)
 
 
 def _enter_cgroups(program: Program, prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 
 from nestbed.linux import mount
+from nestbed.linux.descriptors import keep
 from nestbed.linux.namespace import CLONE_NEWNET, setns, unshare
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
@@ -74,7 +75,7 @@ class NetworkNamespaces:
                 _write_all(proc_fd, directory, values)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
                 fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
-            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return keep(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         finally:
             setns(self._own_fd, CLONE_NEWNET)
 
