@@ -144,9 +144,10 @@ class Charge:
         birth.go(lambda refusal: self._launched(launch, birth, refusal, complete))
 
     def _hold_report(self) -> None:
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         if self._report_fd < 0:
             with suppress(OSError):  # a machine's sandbox has none
-                self._report_fd = os.open(f"{self._bundle}/{agentdir.REPORT}", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                self._report_fd = keep(os.open(f"{self._bundle}/{agentdir.REPORT}", flags))
 
     def _save_before(self, birth: Birth) -> None:
         """Record the run before the program executes: should this keeper die next, another one finds it by this."""
