@@ -19,7 +19,7 @@ from nestbed.client.status import from_rpc
 from nestbed.errors import NestbedError, NotFound, Unavailable, WrongState
 from nestbed.log import fields
 from nestbed.model import NestedNode
-from nestbed.nesting.naming import SEPARATOR, joined
+from nestbed.nesting.naming import joined
 from nestbed.node.authority import server_name
 from nestbed.node.node import Node
 from nestbed.v1 import container_pb2, node_pb2
@@ -291,8 +291,9 @@ class Branches:
         return branch
 
     async def _watch(self) -> None:
-        async for event, _ in self._node.watch(types=("container.*",)):
-            if SEPARATOR not in event.id:
+        async for event, lost in self._node.watch(types=("container.*",)):
+            # To look at all containers for each one that comes would make the thousandth slow.
+            if lost or event.id in self._branches or self._node.has_nested(event.id):
                 self._sync()
 
     def _sync(self) -> None:

@@ -148,6 +148,11 @@ class Node:
         """The nodes inside virtual machines of this one, oldest first."""
         return [nested.view(held) for held in self._parts.registry if nested.is_node(held)]
 
+    def has_nested(self, container_id: str) -> bool:
+        """Whether there is a container of this id with a node inside."""
+        held = self._parts.registry.get(container_id)
+        return held is not None and nested.is_node(held)
+
     def find_nested(self, ref: str) -> NestedNode:
         """The node inside one machine.
 
