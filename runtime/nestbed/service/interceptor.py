@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -108,7 +109,9 @@ class Guard(Interceptor):
                         is_elsewhere = passed is not None and not is_long and bool(_head_of(request))
                         admit = self._long if is_long or is_elsewhere else self._short
                         answer = await admit(serve, _checked(request), context, who)
-                        logger.log(level, "call answered", extra=fields(ms=_ms_since(began)))
+                        # Written once the answer is on its way: whoever reads the log may be slow.
+                        told = partial(logger.log, level, "call answered", extra=fields(ms=_ms_since(began)))
+                        asyncio.get_running_loop().call_soon(told)
                         return answer
                 except asyncio.CancelledError:
                     if not self._is_draining:
