@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nestbed.errors import AlreadyExists, InvalidArgument, NotFound
+from nestbed.errors import AlreadyExists, InvalidArgument, NestbedError, NotFound
 from nestbed.lan.addressing import port_name
 from nestbed.lanmodel import Nic
 from nestbed.linux.rtnl import Rtnl
 from nestbed.model import ExecSpec, Resources, RestartPolicy, Route, State
 from nestbed.process.container import ProcessRuntime
+from nestbed.runtime import Container
 from nestbed.testing import leaks
 from nestbed.testing.bench import Bench, heard, logged, pieces, tar_of
 from nestbed.testing.contract import RuntimeContract
@@ -173,6 +174,45 @@ async def test_limits_change_while_it_runs(bench: Bench) -> None:
     await container.update(Resources(pids=50, memory_bytes=64 << 20), RestartPolicy())
     stats = await container.stats()
     assert (stats.pids_limit, stats.memory_limit_bytes) == (50, 64 << 20)
+
+
+async def started(bench: Bench, script: str) -> Container:
+    """A container of a Python program that has said that it is there."""
+    container = await bench.create("python3", "-c", script)
+    console = await container.console()
+    await container.start()
+    await heard(console, b"there")
+    await console.aclose()
+    return container
+
+
+async def test_memory_is_told_without_a_limit(bench: Bench) -> None:
+    container = await started(bench, "x = b'x' * (64 << 20); print('there', flush=True); import time; time.sleep(60)")
+    stats = await container.stats()
+    assert stats.memory_limit_bytes is None
+    assert stats.memory_bytes is not None
+    assert 64 << 20 <= stats.memory_bytes < 256 << 20
+
+
+_GREEDY = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: bytearray(b"x" * (512 << 20)))
+print("there", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+async def test_a_limit_of_memory_given_while_it_runs_holds(bench: Bench) -> None:
+    container = await started(bench, _GREEDY)
+    with pytest.raises(NestbedError) as refused:
+        await container.update(Resources(memory_bytes=1 << 20), RestartPolicy())
+    assert refused.value.message
+    assert (await container.stats()).memory_limit_bytes is None
+    await container.update(Resources(memory_bytes=64 << 20), RestartPolicy())
+    await container.kill(signal.SIGUSR1)
+    ended = await container.wait()
+    assert (ended.signal, ended.reason) == (signal.SIGKILL, "oom-killed")
 
 
 # ---------------------------------------------------------------- network

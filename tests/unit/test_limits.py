@@ -91,6 +91,26 @@ def test_v1_limits(tmp_path: Path) -> None:
     assert set(cgroups.listing()) == {(name, ID) for name in V1_FILES}
 
 
+def test_without_a_limit_of_memory_the_v1_hierarchy_is_not_joined(tmp_path: Path) -> None:
+    cgroups = v1_host(tmp_path)
+    joined = cgroups.membership(ID, Resources(pids=100))
+    assert {Path(path).parent.parent.name for path in joined.cgroups} == {"pids", "cpu", "cpuacct", "freezer"}
+    other = "00" + ID[2:]
+    for name in V1_FILES:
+        fill(tmp_path / name / f"nestbed-{NODE}")
+    cgroups.create(other, Resources())
+    assert not (tmp_path / "memory" / f"nestbed-{NODE}" / other).exists()
+    assert (tmp_path / "cpu" / f"nestbed-{NODE}" / other).exists()
+
+
+def test_a_v1_limit_of_memory_is_taken_away_again(tmp_path: Path) -> None:
+    cgroups = v1_host(tmp_path)
+    before = Resources(memory_bytes=64 << 20)
+    cgroups.create(ID, before)
+    cgroups.update(ID, Resources(), before=before)
+    assert (tmp_path / "memory" / f"nestbed-{NODE}" / ID / "memory.limit_in_bytes").read_text().startswith("-1")
+
+
 def test_v2_limits(tmp_path: Path) -> None:
     cgroups = v2_host(tmp_path)
     limits = Resources(cpus=0.5, memory_bytes=64 << 20, pids=100, io_weight=200)

@@ -219,6 +219,14 @@ class Charge:
         self._memory_file = f"{v1}/memory.oom_control" if v1 else f"{v2}/memory.events" if v2 else ""
         self._oom_kills = self._count_oom_kills()
 
+    def _note_memory_again(self) -> None:
+        """A limit of memory may be its first one: then it is counted elsewhere."""
+        before = self._memory_file, self._oom_kills
+        with suppress(Refusal):
+            self._note_memory(self._read_launch())
+        if self._memory_file == before[0]:
+            self._oom_kills = before[1]
+
     def _count_oom_kills(self) -> int:
         if not self._memory_file:
             return 0
@@ -307,8 +315,9 @@ class Charge:
             self._settle()
 
     def set_policy(self, mode: str, max_retries: int) -> Answer:
-        """The restart policy from now on."""
+        """The restart policy from now on. Limits may have changed with it."""
         self._policy = (mode, max_retries)
+        self._note_memory_again()
         return {}, []
 
     # ---- signals

@@ -195,12 +195,19 @@ class Tree:
 
     def needed(self) -> list[str]:
         """The v1 hierarchies every container joins."""
-        names: list[str] = [name for name in ("memory", "pids", "cpu") if name in self.v1 and name not in self.v2_limits]
+        names: list[str] = [name for name in ("pids", "cpu") if name in self.v1 and name not in self.v2_limits]
         if self.v2 is None and "cpuacct" in self.v1:
             names.append("cpuacct")
         if not self.has_freeze and "freezer" in self.v1:
             names.append("freezer")
         return names
+
+    @property
+    def has_v1_memory(self) -> bool:
+        """Whether memory is limited in a v1 hierarchy. Containers without such a limit are not in it: it costs each of them a tenth of a
+        MiB and more, 8 bytes for every file system that was ever mounted on the machine at once (alloc_shrinker_info() in mm/shrinker.c).
+        """
+        return "memory" in self.v1 and "memory" not in self.v2_limits
 
     def bases(self) -> Iterator[tuple[str, Path]]:
         """The node's directory in every hierarchy, once where controllers share one."""

@@ -13,6 +13,7 @@ Ids come from the node and are checked here once more: nothing but hexadecimal d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import time
@@ -115,10 +116,10 @@ class Cgroups:
         self.check(resources)
         try:
             with translated(f"changing the limits of container {container}", container=container):
-                self._join_io(container, resources)
-                self._apply(dict(self._wanted(container, resources)), resources, changing=True)
+                self._join(container, resources)
+                self._apply(self._joined(container, resources), resources, changing=True)
         except BaseException:
-            self._apply(dict(self._wanted(container, before)), before, changing=True)
+            self._apply(self._joined(container, before), before, changing=True)
             raise
 
     def remove(self, container: str) -> None:
@@ -243,9 +244,10 @@ class Cgroups:
         unified = directories.get("unified")
         read, written = self._io(directories)
         limit = self._memory(directories, "limit_in_bytes", "memory.max")
+        used = self._memory(directories, "usage_in_bytes", "memory.current")
         return Usage(
             cpu_seconds=self._cpu_seconds(directories),
-            memory_bytes=self._memory(directories, "usage_in_bytes", "memory.current"),
+            memory_bytes=self._own_memory(container) if used is None and self.tree.has_v1_memory else used,
             memory_limit_bytes=None if limit is None or limit >= _NO_LIMIT_V1 else limit,
             memory_peak_bytes=self._memory(directories, "max_usage_in_bytes", "memory.peak"),
             pids=_number(_read(directories.get("pids", unified), "pids.current")),
@@ -275,6 +277,11 @@ class Cgroups:
             return None
         return None if value is None else int(value)
 
+    def _own_memory(self, container: str) -> int | None:
+        """What the container's processes have in memory for themselves: anonymous and shared pages; None without processes (proc(5))."""
+        found = [own for pid in self.processes(container) if (own := _own_pages(pid)) is not None]
+        return sum(found) if found else None
+
     @staticmethod
     def _oom_kills(directories: dict[str, Path]) -> int | None:
         name = "memory.oom_control" if "memory" in directories else "memory.events"
@@ -293,10 +300,17 @@ class Cgroups:
         return sum(int(v) for k, v in pairs if k == "rbytes"), sum(int(v) for k, v in pairs if k == "wbytes")
 
     def _wanted(self, container: str, resources: Resources) -> Iterator[tuple[str, Path]]:
-        names = [*self.tree.needed(), *(["blkio"] if resources.io_weight is not None and self.tree.v1_weight_file() else [])]
+        names = (*self.tree.needed(), *self._asked(resources))
         for name, path in self._directories(container):
             if name == "unified" or name in names:
                 yield name, path
+
+    def _asked(self, resources: Resources) -> Iterator[str]:
+        """The v1 hierarchies that are joined for the sake of a limit alone."""
+        if resources.memory_bytes is not None and self.tree.has_v1_memory:
+            yield "memory"
+        if resources.io_weight is not None and self.tree.v1_weight_file():
+            yield "blkio"
 
     def _directories(self, container: str) -> Iterator[tuple[str, Path]]:
         """Every place where the container may have a cgroup, the v2 one first."""
@@ -307,24 +321,29 @@ class Cgroups:
     def _bases(self) -> list[tuple[str, str]]:
         if self._found is None:
             v2 = [] if self.tree.v2 is None else [("unified", self.tree.v2)]
-            v1 = [(name, self.tree.v1[name]) for name in (*self.tree.needed(), "blkio") if name in self.tree.v1]
+            names = (*self.tree.needed(), *(["memory"] if self.tree.has_v1_memory else []), "blkio")
+            v1 = [(name, self.tree.v1[name]) for name in names if name in self.tree.v1]
             self._found = [(name, f"{path}/{self.tree.base}") for name, path in (*v2, *v1)]
         return self._found
 
-    def _join_io(self, container: str, resources: Resources) -> None:
-        """A running container that is given an I/O weight for the first time: its processes move into the hierarchy."""
-        if resources.io_weight is None or not self.tree.v1_weight_file():
-            return
-        path = self.tree.v1["blkio"] / self.tree.base / _checked(container)
-        if path.exists():
-            return
-        processes = self.processes(container)
-        path.mkdir()
-        for pid in processes:
-            try:
-                write(path / "cgroup.procs", str(pid))
-            except ProcessLookupError:
+    def _join(self, container: str, resources: Resources) -> None:
+        """A running container that is given a limit of memory or an I/O weight for the first time: its processes join the hierarchy."""
+        for name in self._asked(resources):
+            path = self.tree.v1[name] / self.tree.base / _checked(container)
+            if path.exists():
                 continue
+            processes = self.processes(container)
+            if name == "memory" and (self._own_memory(container) or 0) > (resources.memory_bytes or 0):
+                raise OSError(errno.EBUSY, "it uses more memory than that")  # as the kernel has it, which counts from now on
+            path.mkdir()
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    write(path / "cgroup.procs", str(pid))
+
+    def _joined(self, container: str, resources: Resources) -> dict[str, Path]:
+        """The container's cgroups: those that it needs, and those that it has of limits that hold no longer."""
+        needed = dict(self._wanted(container, resources))
+        return needed | {name: path for name, path in self._directories(container) if name not in needed and path.exists()}
 
     def _apply(self, directories: dict[str, Path], resources: Resources, *, changing: bool = False) -> None:
         """Write the limits; without ``changing`` what is not limited is left as the kernel made it."""
@@ -416,6 +435,14 @@ def _read(directory: Path | None, name: str = "") -> str | None:
         return (directory / name if name else directory).read_text().strip()
     except OSError:
         return None
+
+
+def _own_pages(pid: int) -> int | None:
+    text = _read(Path(f"/proc/{pid}/status"))
+    if text is None:
+        return None
+    words = [line.split() for line in text.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(int(line[1]) for line in words) * 1024
 
 
 def _number(text: str | None) -> int | None:
