@@ -223,11 +223,11 @@ class Birth:
             self._theirs.append(child_in)
         else:
             child_in = -1
-        near, out = os.pipe2(os.O_CLOEXEC)
-        self.out_fd = keep(near)
+        said, out = os.pipe2(os.O_CLOEXEC)
+        self.out_fd = keep(said)
         self._theirs.append(out)
-        near, err = os.pipe2(os.O_CLOEXEC)
-        self.err_fd = keep(near)
+        said, err = os.pipe2(os.O_CLOEXEC)
+        self.err_fd = keep(said)
         self._theirs.append(err)
         # Opened for both ways, a pipe has a reader as long as the program lives: no SIGPIPE while there is no keeper.
         prepared.stdio = (child_in, self._open(f"/proc/self/fd/{out}", os.O_RDWR), self._open(f"/proc/self/fd/{err}", os.O_RDWR))
