@@ -77,8 +77,11 @@ def request(flow: Flow, *, again: bool) -> dict[str, Any]:
         skip = int(max(2.5 * _FULL_BYTES, rate * _BURST_SECONDS / 8))
         frame = size + _FRAME_BYTES
         packets = skip // frame + max(_SPAN_PACKETS, int(rate * _SPAN_SECONDS / 8 / frame)) + 1
-        pace = frame * 8 / rate / 1.3
-        packets = min(packets, int(_SECONDS_MAX / pace))
+        packets = min(packets, int(_SECONDS_MAX * rate / 8 / frame))
+        if want.queue_frames >= 2 * _SPAN_PACKETS:  # they can all wait: whether the sender gets its turn does not matter
+            packets = min(packets, int(want.queue_frames * 0.9))
+        else:
+            pace = frame * 8 / rate / 1.3
     return {
         "address": flow.address,
         "calls": max(5, min(calls, int(_SECONDS_MAX / gap))),

@@ -10,7 +10,7 @@ from functools import cache
 from nestbed.experiment.plan import Plan, PlannedElement, impairment
 from nestbed.experiment.topology import TopoNic
 from nestbed.experiment.vtopo import Impairing, LanWords
-from nestbed.lan.impair import in_force
+from nestbed.lan.impair import in_force, queue_frames
 from nestbed.lanmodel import Impairment
 
 HOP_LIMIT = 64
@@ -30,7 +30,8 @@ class Expected:
     """What an element should see of an address: the TTL of replies, the largest packet, and what is done to a packet and its reply.
 
     ``loss`` is the share of calls without a reply, ``copies`` how many replies a call has that was not lost, ``rate_bps`` the least rate
-    on the way (0: none is declared), ``neighbour`` whether no router is between.
+    on the way (0: none is declared), ``queue_frames`` how many may wait for a rate (0: no matter), ``neighbour`` whether no router is
+    between.
     """
 
     ttl: int
@@ -41,6 +42,7 @@ class Expected:
     loss: float = 0.0
     copies: float = 1.0
     rate_bps: int = 0
+    queue_frames: int = 0
     neighbour: bool = False
 
 
@@ -93,6 +95,7 @@ class Forwarding:
             loss=1 - math.prod((1 - leg.loss) * (1 - leg.corrupt) for leg in legs),
             copies=math.prod(1 + leg.duplicate for leg in legs),
             rate_bps=min((leg.rate_bps for leg in legs if leg.rate_bps), default=0),
+            queue_frames=min((queue_frames(leg, 1500) for leg in legs if leg.rate_bps), default=0),
             neighbour=len(there) == len(back) == 1,
         )
 

@@ -47,7 +47,7 @@ _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 _ETH_P_ALL = 3
 _PMTUDISC_PROBE = 3
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
-_SO_TIMESTAMPNS = 35
+_SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 35, 33
 _PACKET_OUTGOING = 4
 _HEADERS = {4: 28, 6: 48}
 """Bytes of the IP and the ICMP header."""
@@ -155,7 +155,10 @@ class Caller:
             self.sockets[6].setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             self.sockets[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         for each in self.sockets.values():
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            try:
+                each.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
+            except PermissionError:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
             each.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.ident = os.getpid() & 0xFFFF
         self.sequence = 0
@@ -266,7 +269,7 @@ def flow(caller: Caller, asked: dict[str, Any], seconds: float) -> dict[str, flo
     def send(count: int, size: int, gap: float) -> list[int]:
         sent, due = [], time.monotonic()
         for number in range(count):
-            if number % (BURST if gap < 0.001 else 1) == 0:
+            if gap and number % (BURST if gap < 0.001 else 1) == 0:
                 caller.listen(max(due - time.monotonic(), 0.00001))
             sent.append(caller.call(address, size))
             due += gap
@@ -279,12 +282,17 @@ def flow(caller: Caller, asked: dict[str, Any], seconds: float) -> dict[str, flo
     rate = 0.0
     if asked["packets"]:
         train = send(asked["packets"], asked["size"], asked["pace"])
+        frame = asked["size"] + _FRAME_BYTES
         came = sorted(reply[2] for sequence in train for reply in caller.replies.get(sequence, []))
-        skipped = asked["skip"] // (asked["size"] + _FRAME_BYTES) + 1
-        kept = came[skipped:]
-        if len(kept) > 2 and kept[-1] > kept[0]:
-            rate = (len(kept) - 1) * (asked["size"] + _FRAME_BYTES) * 8 / (kept[-1] - kept[0])
+        rate = usual_rate(came[asked["skip"] // frame + 1 :]) * frame * 8
     return {"calls": len(sent), "answered": answered, "duplicates": sum(counts) - answered, "rate": rate}
+
+
+def usual_rate(came: list[float]) -> float:
+    """How many things come a second, by their times: the median of short spans, for the machine may stand still in some. 0 is unknown."""
+    span = max(4, len(came) // 6)
+    rates = sorted(span / (came[at + span] - came[at]) for at in range(len(came) - span) if came[at + span] > came[at])
+    return rates[len(rates) // 2] if rates else 0.0
 
 
 def main() -> None:

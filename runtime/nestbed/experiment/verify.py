@@ -25,10 +25,11 @@ from nestbed.v1 import container_pb2 as api
 VERSION = 2
 AT_ONCE = 16
 """Elements of one node that look around at the same time: more would measure each other."""
-FLOWS_AT_ONCE = 4
+FLOWS_AT_ONCE = 2
 PATIENCE_SECONDS = 0.4
 MEASURES = 3
 """How often something is measured that is not as declared: what else a machine does makes times longer, never shorter."""
+FLOW_MEASURES = 5
 HELPS_SHARE = 0.9
 """To measure again helps if a time is shorter then than so much of what it was."""
 _QUEUE_SECONDS_MAX = 20.0
@@ -208,7 +209,7 @@ class _Verification:
         async def one(flow: Flow) -> None:
             planned = self._plan.elements[flow.element]
             lines, got = [f"{flow.address} on {flow.lan} could not be called in numbers"], None
-            for number in range(MEASURES):
+            for number in range(FLOW_MEASURES):
                 async with locks[flow.lan], gate:
                     found, _why = await self._ask(planned, {}, [flows.request(flow, again=number > 0 or not flow.is_declared)], look=False)
                 if found is not None:
