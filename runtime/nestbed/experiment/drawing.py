@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nestbed.errors import HostLacks, InvalidArgument
@@ -20,6 +20,8 @@ WHAT = ("vtopo", "ptopo", "both")
 FORMS = ("svg", "png", "dot", "mermaid")
 STACK_MIN = 7
 """Elements of one range from which on they are drawn as a stack."""
+LOOPS_MAX = 1
+"""Ways around in a topology that is drawn from left to right."""
 _RENDER_SECONDS = 60
 
 _FONT = "Helvetica"
@@ -46,9 +48,11 @@ def draw(plan: Plan, what: str, *, expand: bool = False) -> str:
         return _ptopo(plan)
     symbols, by_element = _symbols(plan, by_node=what == "both", expand=expand)
     body = _in_clusters(plan, symbols) if what == "both" else [_symbol(symbol) for symbol in symbols]
+    members = {lan.name: _members(lan.name, by_element) for lan in plan.lans.values()}
+    steps = {} if what == "both" else _steps(members)
     for lan in plan.lans.values():
-        body += _lan(lan.lan, _members(lan.name, by_element), spans=bool(lan.group) and what == "both")
-    return _graph(plan.name, body, layout="dot" if what == "both" else _layout(len(symbols) + len(plan.lans)))
+        body += _lan(lan.lan, members[lan.name], steps, spans=bool(lan.group) and what == "both")
+    return _graph(plan.name, body, layout="dot" if what == "both" or steps else _layout(len(symbols) + len(plan.lans)), is_long=bool(steps))
 
 
 def mermaid(plan: Plan, what: str, *, expand: bool = False) -> str:
@@ -108,12 +112,45 @@ def _layout(things: int) -> str:
     return "neato" if things <= 150 else "sfdp"
 
 
-def _graph(name: str, body: Iterable[str], *, layout: str) -> str:
+def _steps(members: Mapping[str, Sequence[tuple[_Drawn, str]]]) -> dict[str, int]:
+    """How many steps each symbol and LAN is from one end, in a topology that is nearly a tree: it is drawn from left to right. Nothing for
+    another one, which has no direction.
+    """
+    near: dict[str, list[str]] = {}
+    for lan, its in members.items():
+        for symbol, _ in its:
+            near.setdefault(symbol.id, []).append(f"l:{lan}")
+            near.setdefault(f"l:{lan}", []).append(symbol.id)
+    links = sum(len(its) for its in near.values()) // 2
+    if not near or links > len(near) + LOOPS_MAX:
+        return {}
+    found: dict[str, int] = {}
+    for start in near:
+        if start not in found:
+            end = list(_reached(near, list(_reached(near, start))[-1]))[-1]
+            found |= _reached(near, end)
+            found |= {leaf: 0 for lan in near[end] for leaf in near[lan] if len(near[leaf]) == 1}  # beside it, not opposite
+    return found
+
+
+def _reached(near: Mapping[str, Sequence[str]], start: str) -> dict[str, int]:
+    """All that can be reached, the nearest first, with the number of steps."""
+    found = {start: 0}
+    queue = [start]
+    for here in queue:
+        for other in near[here]:
+            if other not in found:
+                found[other] = found[here] + 1
+                queue.append(other)
+    return found
+
+
+def _graph(name: str, body: Iterable[str], *, layout: str, is_long: bool = False) -> str:
     head = [
         f"graph {_quoted(name)} {{",
         f'  graph [layout={layout}, overlap=prism, overlap_scaling=-4, sep="+10", esep="+4", splines=true, bgcolor=white, pad=0.15,',
         "         nodesep=0.35, ranksep=0.55, outputorder=edgesfirst, start=2011, model=subset, forcelabels=true,",
-        f'         fontname="{_FONT}", fontsize=11]',
+        f'         fontname="{_FONT}", fontsize=11{", rankdir=LR" if is_long else ""}]',
         f'  node [fontname="{_FONT}", fontsize=11, style="filled,rounded", penwidth=1.1, margin="0.12,0.06", height=0.36]',
         f'  edge [fontname="{_FONT}", fontsize=8.5, color="#6b7280", fontcolor="#4b5563", penwidth=1.0, len=1.5]',
     ]
@@ -184,18 +221,24 @@ def _lan_label(lan: TopoLan) -> list[str]:
     return [lan.name, *filter(None, (lan.subnet, lan.subnet6)), *([", ".join(shaping)] if shaping else [])]
 
 
-def _lan(lan: TopoLan, members: Sequence[tuple[_Drawn, str]], *, spans: bool) -> list[str]:
+def _lan(lan: TopoLan, members: Sequence[tuple[_Drawn, str]], steps: Mapping[str, int], *, spans: bool) -> list[str]:
+    """Edges lead away from where ``steps`` are counted from."""
     label = _lan_label(lan)
     line = ', style=dashed, color="#b91c1c"' if spans else ""
     if len(members) == 2 and members[0][0].count == members[1][0].count == 1 and members[0][0] is not members[1][0]:
-        (one, tail), (other, head) = members
+        (one, tail), (other, head) = sorted(members, key=lambda member: steps.get(member[0].id, 0))
         ends = f"taillabel={_quoted(tail)}, headlabel={_quoted(head)}, labeldistance=1.4, len=2.2"
         return [f"  {_quoted(one.id)} -- {_quoted(other.id)} [label={_quoted(chr(10).join(label))}, {ends}{line}]"]
     hub = _quoted(f"l:{lan.name}")
     edge = "#b91c1c" if spans else "#9ca3af"
     look = f'shape=box, style="filled,rounded", fillcolor="#f3f4f6", color="{edge}", fontsize=9, margin="0.08,0.03", height=0.2'
     bar = f"  {hub} [label={_quoted(chr(10).join(label))}, {look}]"
-    return [bar] + [f"  {_quoted(symbol.id)} -- {hub} [taillabel={_quoted(tail)}, labeldistance=1.2{line}]" for symbol, tail in members]
+    lines = [bar]
+    for symbol, address in members:
+        leads_here = steps.get(symbol.id, 0) <= steps.get(f"l:{lan.name}", 0)
+        ends = f"{_quoted(symbol.id)} -- {hub}" if leads_here else f"{hub} -- {_quoted(symbol.id)}"
+        lines.append(f"  {ends} [{'taillabel' if leads_here else 'headlabel'}={_quoted(address)}, labeldistance=1.2{line}]")
+    return lines
 
 
 def _in_clusters(plan: Plan, symbols: Sequence[_Drawn]) -> list[str]:
@@ -203,7 +246,9 @@ def _in_clusters(plan: Plan, symbols: Sequence[_Drawn]) -> list[str]:
     for number, (node, words) in enumerate(plan.nodes.items()):
         title = f"{node} (VM on {words.vm.host})" if words.vm else node
         lines.append(f"  subgraph cluster_{number} {{")
-        lines.append(f'    label={_quoted(title)}; labeljust=l; style="rounded,filled"; color="#9ca3af"; fillcolor="#fafafa"; margin=14;')
+        lines.append(
+            f'    label={_quoted(title)}; labeljust=l; labelloc=b; style="rounded,filled"; color="#9ca3af"; fillcolor="#fafafa"; margin=14;'
+        )
         here = [symbol for symbol in symbols if symbol.node == node]
         lines += ["  " + _symbol(symbol) for symbol in here]
         if not here:
