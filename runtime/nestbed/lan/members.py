@@ -19,7 +19,7 @@ def lan_key(lan_id: str) -> int:
 
 
 def set_flags(pin_dir: Path, has_members: Mapping[str, bool]) -> None:
-    """For each of these LANs, by id, whether its frames are copied to its tap. The map is ``members`` of ``bpf/lan.bpf.c``.
+    """For each of these LANs, by id, whether its frames are copied to its tap. The map is ``members`` of ``bpf/lan_maps.h``.
 
     Raises:
         OSError: ENOENT, there is no fast path.

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nestbed.errors import HostLacks, NestbedError, translated
 from nestbed.lan import fastpath, traffic, uplink
 from nestbed.lan.attachment import Attachments
 from nestbed.lan.fastpath import Entry, FastPath, Leg, Peer, Refusal
+from nestbed.lan.loops import Loops
 from nestbed.lan.members import lan_key
 from nestbed.lan.membership import Membership
 from nestbed.lan.pins import pin_dir
@@ -32,8 +32,6 @@ from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener
 
 _ROUND_SECONDS = 1.0
-_QUIET_SECONDS = 5.0
-"""A loop that is told of is told of again only once it has been quiet for so long."""
 
 
 @dataclass(slots=True)
@@ -44,14 +42,6 @@ class _Held:
     uplink: Uplink
     membership: Membership
     aside: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Told:
-    """What has been told of a loop."""
-
-    frames: int
-    at: float
 
 
 class Relaying:
@@ -80,8 +70,7 @@ class Relaying:
         self._is_stale = False
         self._held: dict[str, _Held] = {}
         self._outlooks: dict[str, Outlook] = {name: look_out(name) for name in self._names}
-        self._told: dict[tuple[int, str], _Told] = {}
-        self._echoes: dict[tuple[int, int], int] = {}
+        self._loops = Loops()
         self._news: News | None = None
         self._rounds: asyncio.Task[None] | None = None
 
@@ -389,28 +378,19 @@ class Relaying:
                 self._catch_up()
             if self._fast is None or not self._held:
                 continue
-            for refusal in self._fast.refusals():
+            for refusal in self._loops.news(self._fast.refusals()):
                 self._tell(refusal)
-            self._set_aside(self._fast.echoes())
+            self._set_aside(self._loops.grown(self._fast.echoes()))
             self._confirm_peers()
 
     def _tell(self, refusal: Refusal) -> None:
         held = next((held for held in self._held.values() if lan_key(held.lan.id) == refusal.lan_key), None)
-        if held is None:
-            return
-        key, now = (refusal.lan_key, refusal.mac), time.monotonic()
-        told = self._told.get(key)
-        if told is not None and told.frames == refusal.frames:
-            return
-        if told is None or now - told.at > _QUIET_SECONDS:
+        if held is not None:
             fields = {"mac": refusal.mac, "kept": refusal.kept or "local", "refused": refusal.refused or "local"}
             self._listener("lan.loop", held.lan.id, fields)
-        self._told[key] = _Told(refusal.frames, now)
 
-    def _set_aside(self, echoes: Mapping[tuple[int, int], int]) -> None:
+    def _set_aside(self, grown: Collection[tuple[int, int]]) -> None:
         """Of two underlays that are one segment, use the first alone."""
-        grown = {key for key, count in echoes.items() if self._echoes.get(key) != count}
-        self._echoes = dict(echoes)
         for held in self._held.values():
             key = lan_key(held.lan.id)
             heard = [one.name for one in self._outlooks.values() if (key, one.index) in grown and one.name not in held.aside]

@@ -1,4 +1,4 @@
-"""Where the stations of a LAN are, and which of them go round in a loop. The rules are those of ``bpf/lan.bpf.c``. Pure.
+"""Where the stations of a LAN are, and which of them go round in a loop. The rules are those of ``bpf/lan_places.h``. Pure.
 
 A station may move. But what is in two places at once comes round in a loop, and of it only what came first is taken; so is what moves too
 often: it is pinned, as long as both are heard.
