@@ -17,31 +17,25 @@ from nestbed import agentdir
 from nestbed.linux.descriptors import keep
 from nestbed.linux.path import contents
 from nestbed.linux.pidfd import exit_information, open_process, zombie_status
-from nestbed.process import holder
+from nestbed.process import holder, signals
 from nestbed.process.birth import Birth, Completion, Join, Refusal
 from nestbed.process.executions import Executions
 from nestbed.process.inflight import Piece
+from nestbed.process.memorywatch import MemoryWatch
 from nestbed.process.output import Journal, Outlet, Sink
+from nestbed.process.pipes import find_pipe, members
 from nestbed.process.places import BUNDLES
 from nestbed.process.protocol import Launch
 from nestbed.process.record import Record, exit_record, start_failed
+from nestbed.process.restarts import Restarts
 
 if TYPE_CHECKING:
     from nestbed.process.keeper import Keeper
 
 Answer = tuple[dict[str, Any], list[int]]
 
-BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_MAX_SECONDS = 60.0
-BACKOFF_RESET_SECONDS = 10.0
-"""A run of at least this long makes the next restart quick again."""
-
 _EXIT_TRIES, _EXIT_TRY_SECONDS = 50, 0.02
 """How long the kernel may take to tell how the child of a dead keeper ended."""
-
-_HARMLESS_BY_DEFAULT = frozenset(
-    {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-)
 
 
 class Charge:
@@ -53,10 +47,9 @@ class Charge:
         self._bundle = f"{BUNDLES}/{id}"
         self._record = Record(f"{self._bundle}/status.json", keeper.loop.later)
         self._record.sources = lambda: tuple(self._outlet.sources) if self._outlet else ()
-        self._failures = 0
         self._stands_for = 0
         """The signal for which SIGKILL was sent in this run, if any."""
-        self._policy = ("no", 0)
+        self._restarts = Restarts()
         self._ours = True
         self._netns_fd = -1
         self._pidfd = -1
@@ -71,8 +64,7 @@ class Charge:
         self._starting = False
         self._birth: Birth | None = None
         self._holder_pidfd = -1
-        self._memory_file = ""
-        self._oom_kills = 0
+        self._memory = MemoryWatch(keeper.host_root_fd)
 
     # ---- status
 
@@ -111,7 +103,7 @@ class Charge:
         if self._starting or self._record.state == "running":
             raise Refusal("keeper", errno.EALREADY, "it runs already")
         self._record.stop_asked = False
-        self._failures = 0
+        self._restarts.forget_failures()
         self._record.restarts = 0
         self._launch(complete)
 
@@ -126,7 +118,7 @@ class Charge:
 
     def _launch(self, complete: Completion) -> None:
         launch = self._read_launch()
-        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        self._restarts.obey_launch(launch)
         if self._netns_fd < 0:
             self._netns_fd = self._keeper.netns.take()
         birth, self._birth = self._birth, None
@@ -135,7 +127,7 @@ class Charge:
             birth = None
         if birth is None:
             birth = Birth(self._keeper, launch, self._netns_fd)
-        self._note_memory(launch)
+        self._memory.begin(launch)
         self._stands_for = 0
         self._starting = True
         self._hold_report()
@@ -212,30 +204,6 @@ class Charge:
 
     # ---- end
 
-    def _note_memory(self, launch: Launch) -> None:
-        """Where the kernel counts processes killed for want of memory, and how many so far."""
-        v1 = next((path for path in launch["cgroups"] if "/memory/" in path), "")
-        v2 = f"{launch['cgroup2_mount']}/{launch['cgroup2']}" if launch["cgroup2"] else ""
-        self._memory_file = f"{v1}/memory.oom_control" if v1 else f"{v2}/memory.events" if v2 else ""
-        self._oom_kills = self._count_oom_kills()
-
-    def _note_memory_again(self) -> None:
-        """A limit of memory may be its first one: then it is counted elsewhere."""
-        before = self._memory_file, self._oom_kills
-        with suppress(Refusal):
-            self._note_memory(self._read_launch())
-        if self._memory_file == before[0]:
-            self._oom_kills = before[1]
-
-    def _count_oom_kills(self) -> int:
-        if not self._memory_file:
-            return 0
-        try:
-            text = contents(self._memory_file.lstrip("/"), dir_fd=self._keeper.host_root_fd)
-        except OSError:
-            return 0
-        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(b"oom_kill ")), 0)
-
     def _ended(self, tries: int = 0) -> None:
         """The first process ended, and with it all of the container's."""
         self._keeper.loop.watch(self._pidfd, None)
@@ -245,7 +213,7 @@ class Charge:
             return
         if status == signal.SIGKILL and self._stands_for:
             status = self._stands_for
-        self._record.exit = exit_record(status, oom=self._count_oom_kills() > self._oom_kills)
+        self._record.exit = exit_record(status, oom=self._memory.has_killed())
         os.close(self._pidfd)
         self._pidfd = -1
         if self._outlet is not None:
@@ -268,12 +236,10 @@ class Charge:
 
     def _settle(self) -> None:
         """After an end: restart or stop for good."""
-        if time.time() - self._record.started_at >= BACKOFF_RESET_SECONDS:
-            self._failures = 0
-        if self._wants_restart():
+        ended = self._record.exit
+        if ended is not None and not self._record.stop_asked and self._restarts.is_due(ended["code"], self._record.restarts):
             self._record.state = "restarting"
-            delay = min(BACKOFF_FIRST_SECONDS * 2**self._failures, BACKOFF_MAX_SECONDS)
-            self._failures += 1
+            delay = self._restarts.delay_seconds(time.time() - self._record.started_at)
             self._record.save()
             self._event("exited")
             self._keeper.loop.later(delay, self._restart)
@@ -287,14 +253,6 @@ class Charge:
             self._netns_fd = -1
         self._record.save()
         self._event("exited")
-
-    def _wants_restart(self) -> bool:
-        mode, most = self._policy
-        if self._record.stop_asked or mode == "no" or self._record.exit is None:
-            return False
-        if mode == "always":
-            return True
-        return self._record.exit["code"] != 0 and (most == 0 or self._record.restarts < most)
 
     def _restart(self) -> None:
         if self._record.state != "restarting" or self._starting or self._record.stop_asked:
@@ -316,8 +274,9 @@ class Charge:
 
     def set_policy(self, mode: str, max_retries: int) -> Answer:
         """The restart policy from now on. Limits may have changed with it."""
-        self._policy = (mode, max_retries)
-        self._note_memory_again()
+        self._restarts.obey(mode, max_retries)
+        with suppress(Refusal):  # it is being removed
+            self._memory.follow(self._read_launch())
         return {}, []
 
     # ---- signals
@@ -351,12 +310,8 @@ class Charge:
         return {}, []
 
     def _send_signal(self, number: int) -> None:
-        """Send a signal to the first process.
-
-        The kernel does not deliver what the first process of a pid namespace has no handler for (pid_namespaces(7)); where the
-        default action is to end the process, it is ended, and its exit status names the signal, as on any machine.
-        """
-        if number != signal.SIGKILL and number not in _HARMLESS_BY_DEFAULT and not _minds(self._record.pid, number):
+        """Send a signal to the first process, or SIGKILL where the kernel would not deliver one that ends a process."""
+        if signals.is_swallowed(self._record.pid, number):
             self._stands_for, number = number, signal.SIGKILL
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
@@ -439,7 +394,7 @@ class Charge:
         if record is None:
             return None
         self._told_lost = self._record.bytes_lost
-        self._policy = (launch["restart"]["mode"], launch["restart"]["max_retries"])
+        self._restarts.obey_launch(launch)
         return launch, record
 
     def _lost(self) -> None:
@@ -452,7 +407,7 @@ class Charge:
     def _take_over_running(self, launch: Launch, pipes: list[int]) -> None:
         self._ours = False
         self._hold_report()
-        self._note_memory(launch)
+        self._memory.begin(launch)
         with suppress(OSError):  # it is ending
             self._netns_fd = keep(os.open(f"/proc/{self._record.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         sources: dict[int, int] = {}
@@ -461,7 +416,7 @@ class Charge:
             sources[os.dup(self._terminal_fd)] = 1
         elif not launch["tty"]:
             for stream, inode in enumerate(pipes, 1):
-                fd = self._find_pipe(launch, inode)
+                fd = find_pipe((self._record.pid, *members(launch, self._keeper.host_root_fd)), inode)
                 if fd >= 0:
                     sources[fd] = stream
         self._connect_output(launch, sources)
@@ -481,31 +436,6 @@ class Charge:
                 self._terminal_fd = fd
             else:
                 self._stdin_fd = fd
-
-    def _find_pipe(self, launch: Launch, inode: int) -> int:
-        """A read end of the pipe with this inode, through whichever process of the container holds it; -1 if none does."""
-        wanted = f"pipe:[{inode}]"
-        for pid in (self._record.pid, *self._members(launch)):
-            directory = f"/proc/{pid}/fd"
-            try:
-                for name in sorted(os.listdir(directory), key=int):
-                    path = f"{directory}/{name}"
-                    if os.readlink(path) == wanted:
-                        return keep(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-            except OSError:
-                continue
-        return -1
-
-    def _members(self, launch: Launch) -> list[int]:
-        paths = [f"{launch['cgroup2_mount']}/{launch['cgroup2']}"] if launch["cgroup2"] else launch["cgroups"][:1]
-        for path in paths:
-            try:
-                fd = os.open(f"{path.lstrip('/')}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._keeper.host_root_fd)
-            except OSError:
-                continue
-            with os.fdopen(fd) as file:
-                return [int(line) for line in file]
-        return []
 
     def adopt(self, wait_status: int | None, fds: list[int]) -> Answer:
         """Take from nestbedd what it held while there was no keeper: network namespace, rest of the output, and how it ended."""
@@ -569,13 +499,3 @@ class Charge:
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _minds(pid: int, number: int) -> bool:
-    """Whether process ``pid`` catches, blocks or ignores the signal."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            masks = [int(line.split()[1], 16) for line in file if line.startswith((b"SigBlk", b"SigIgn", b"SigCgt"))]
-    except OSError:
-        return True
-    return any(mask >> (number - 1) & 1 for mask in masks)
