@@ -1,4 +1,4 @@
-"""The build hook: has the BPF programs compiled before they are packaged."""
+"""The build hook: has what is in C compiled before it is packaged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class CompileBpf(BuildHookInterface):
-    """Runs ``hack/genbpf``, for wheels and for the editable installation alike."""
+class Compile(BuildHookInterface):
+    """Runs ``hack/genc``, for wheels and for the editable installation alike."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the interface's
-        subprocess.run([Path(self.root, "hack", "genbpf")], check=True)
+        subprocess.run([Path(self.root, "hack", "genc")], check=True)

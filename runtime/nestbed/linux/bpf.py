@@ -1,6 +1,6 @@
 """bpf(2) through libbpf: objects loaded, maps read and written, things pinned.
 
-Object files are compiled when nestbed is installed (``hack/genbpf``). Maps that say ``LIBBPF_PIN_BY_NAME`` are taken from the directory
+Object files are compiled when nestbed is installed (``hack/genc``). Maps that say ``LIBBPF_PIN_BY_NAME`` are taken from the directory
 given to :meth:`Object.load` if they are pinned there, and pinned there if they are not: what they hold outlives this process. One that is
 pinned there but of another shape, of another version of the object, is dropped with what it holds.
 A kernel holds a program as long as it is attached, pinned, or open. Attaching to tc is :mod:`nestbed.linux.tc`'s.
