@@ -130,7 +130,8 @@ class Spec:
     """What was asked for, validated and complete: the record of a container.
 
     ``hosts`` are the lines of its hosts file after those of the loopback, if the node is not to keep it.
-    ``control`` is its NIC on the node's control network, which is no LAN of an experiment.
+    ``control`` is its NIC on the node's control network, which is no LAN of an experiment; ``underlay`` the one by which LANs reach the
+    node inside it.
     """
 
     id: str
@@ -149,11 +150,12 @@ class Spec:
     created_at: float = 0.0
     qemu: QemuSpec | None = None
     control: Nic | None = None
+    underlay: Nic | None = None
 
     @property
     def interfaces(self) -> tuple[Nic, ...]:
-        """Every NIC it has: those on LANs, in order, then the one on the control network."""
-        return self.nics if self.control is None else (*self.nics, self.control)
+        """Every NIC it has: those on LANs, in order, then those on the control network and the underlay of nodes inside."""
+        return (*self.nics, *(nic for nic in (self.control, self.underlay) if nic is not None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterator
 
 from nestbed.errors import AlreadyExists, NestbedError, translated
-from nestbed.lan.control import LAN_ID
+from nestbed.lan import control, nested
 from nestbed.lanmodel import Lan
 from nestbed.linux import rtnl
 
@@ -66,6 +66,16 @@ class Bridges:
         with translated(f"taking over the bridge of LAN {lan.name}", lan=lan.name, link=lan.bridge):
             self._finish(lan)
 
+    def ensure_nested(self, lan: Lan) -> None:
+        """Have the underlay of the nodes inside, with the node's address on it. Idempotent."""
+        self.ensure(lan)
+        with translated("giving the underlay of nodes inside its address", link=lan.bridge):
+            self._rtnl.batch([rtnl.address(self._rtnl.link_index(lan.bridge), nested.own_address(lan))])
+
+    def nested(self) -> list[str]:
+        """The bridges that are the underlay of this node's nodes inside: one or none."""
+        return [link.name for link in self._links() if link.kind == "bridge" and link.alias == self.alias(nested.LAN_ID)]
+
     def remove(self, name: str) -> None:
         """Remove the bridge. Idempotent."""
         with translated(f"removing the bridge {name}", link=name):
@@ -76,12 +86,12 @@ class Bridges:
                     raise
 
     def ours(self) -> Iterator[tuple[str, str]]:
-        """Name and LAN id of every bridge that is marked as this node's; the control network is no LAN."""
-        mark, control = self.alias(""), self.alias(LAN_ID)
+        """Name and LAN id of every bridge that is marked as this node's, without the control network and the underlay of nodes inside."""
+        mark, others = self.alias(""), {self.alias(control.LAN_ID), self.alias(nested.LAN_ID)}
         return (
             (link.name, link.alias[len(mark) :])
             for link in self._links()
-            if link.kind == "bridge" and link.alias.startswith(mark) and link.alias != control
+            if link.kind == "bridge" and link.alias.startswith(mark) and link.alias not in others
         )
 
     def _links(self) -> list[rtnl.Link]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nestbed.errors import HostLacks
-from nestbed.lan import capture, netfilter, pins, underlays
+from nestbed.lan import capture, nested, netfilter, pins, underlays
 from nestbed.lan.bridge import Bridges
 from nestbed.lan.control import ControlBridge, is_control
 from nestbed.lan.memberports import MemberPorts
@@ -65,7 +65,9 @@ class LanPlane(PortHook, Protocol):
         ...
 
     def underlays(self) -> Sequence[Underlay]:
-        """The interfaces that it was told to carry LANs on, as they are now, in that order. Never raises."""
+        """The interfaces that it was told to carry LANs on, as they are now, in that order, then that of nodes inside, if there is one.
+        Never raises.
+        """
         ...
 
     async def create(self, lan: Lan) -> None:
@@ -168,6 +170,26 @@ class LanPlane(PortHook, Protocol):
         """Compare with the kernel that there is this control network, or none; read-only."""
         ...
 
+    def choose_nested(self) -> str:
+        """A subnet for the underlay of the nodes inside (``nestbed.lan.nested``). Never raises."""
+        ...
+
+    async def ensure_nested(self, lan: Lan) -> None:
+        """Have the underlay of the nodes inside, and carry LANs on it. Idempotent, harmless to one in use.
+
+        Raises:
+            AlreadyExists: somebody else has an interface of that name.
+        """
+        ...
+
+    async def remove_nested(self) -> None:
+        """Have none: no node is inside. Idempotent."""
+        ...
+
+    async def audit_nested(self, lan: Lan | None) -> Sequence[Leftover]:
+        """Compare with the kernel that there is this underlay of nodes inside, or none; read-only."""
+        ...
+
     async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         """A pcapng file of every frame that passes ``link`` (a bridge or port of this node), which is called ``name`` in the file.
 
@@ -194,7 +216,8 @@ class Plane:
     ) -> None:
         self._node_id = node_id
         self._run_dir = run_dir
-        self._underlays = tuple(underlays)
+        self._given_underlays = tuple(underlays)
+        self._nested = ""
         self._relay = relay
         self._control_nic = control_nic
         self._opened: Bridges | None = None
@@ -204,6 +227,10 @@ class Plane:
         self._process: RelayClient | None = None
         self._relaying: Relaying | None = None
         self._captures = capture.Captures()
+
+    @property
+    def _underlays(self) -> tuple[str, ...]:
+        return (*self._given_underlays, self._nested) if self._nested else self._given_underlays
 
     @property
     def _bridges(self) -> Bridges:
@@ -390,6 +417,28 @@ class Plane:
 
     async def audit_control(self, control: Lan | None) -> Sequence[Leftover]:
         return self._control.audit(control)
+
+    def choose_nested(self) -> str:
+        return nested.subnet_below(underlays.look_at(name).address for name in self._given_underlays)
+
+    async def ensure_nested(self, lan: Lan) -> None:
+        self._bridges.ensure_nested(lan)
+        self._nested = lan.bridge
+        self._carrier.use(self._underlays)
+
+    async def remove_nested(self) -> None:
+        self._nested = ""
+        self._carrier.use(self._underlays)
+        for name in self._bridges.nested():
+            self._bridges.remove(name)
+
+    async def audit_nested(self, lan: Lan | None) -> Sequence[Leftover]:
+        found, wanted = set(self._bridges.nested()), {lan.bridge} if lan is not None else set()
+        what = "the underlay of nodes inside"
+        return [
+            *(Leftover("extra", "link", name, what) for name in sorted(found - wanted)),
+            *(Leftover("missing", "link", name, what) for name in sorted(wanted - found)),
+        ]
 
     async def capture(self, link: str, name: str, request: CaptureRequest) -> CaptureStream:
         return await self._captures.start(link, name, request)

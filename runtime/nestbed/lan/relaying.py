@@ -59,6 +59,7 @@ class Relaying:
     ) -> None:
         """``relay`` is open already, and is closed by whoever made it."""
         self._relay = relay
+        self._run_dir = run_dir
         self._is_relay_used = mode is not RelayMode.KERNEL
         self._is_fast_wanted = mode is not RelayMode.USERSPACE
         self._names = tuple(underlays)
@@ -74,9 +75,21 @@ class Relaying:
         self._news: News | None = None
         self._rounds: asyncio.Task[None] | None = None
 
+    def use(self, underlays: Sequence[str]) -> None:
+        """Carry LANs on these underlays from now on. After :meth:`start`."""
+        if tuple(underlays) == self._names:
+            return
+        self._names = tuple(underlays)
+        self._outlooks = {name: self._outlooks.get(name, Outlook(name)) for name in self._names}
+        if self._names and self._fast is None and self._is_fast_wanted:
+            self._fast, self._why_not = _load(self._run_dir)
+        self.start()
+        self._is_stale = True
+        self._catch_up()
+
     def start(self) -> None:
-        """Follow the underlays from now on, in this event loop."""
-        if self._names:
+        """Follow the underlays from now on, in this event loop. Idempotent."""
+        if self._names and self._news is None:
             self._news = News()
             asyncio.get_running_loop().add_reader(self._news.fileno(), self._hear)
             self._refresh()

@@ -29,6 +29,8 @@ async def _compare(parts: Parts) -> tuple[list[Leftover], int]:
     found = list(await parts.plane.audit(lans))
     control = parts.registry.control
     found += await parts.plane.audit_control(control.lan if control is not None and control.size else None)
+    underlay = parts.registry.underlay
+    found += await parts.plane.audit_nested(underlay.lan if underlay is not None and underlay.size else None)
     objects = len(lans)
     for kind, runtime in parts.runtimes.items():
         containers = [held.container for held in parts.registry if held.container is not None and held.spec.kind is kind]

@@ -20,6 +20,7 @@ from nestbed.node.impairments import Impairments
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
 from nestbed.node.store import Record
+from nestbed.node.underlay import NestedUnderlay
 
 _logger = logging.getLogger(__name__)
 _AT_REST = (State.CREATED, State.STOPPED)
@@ -28,10 +29,11 @@ _AT_REST = (State.CREATED, State.STOPPED)
 class Lifecycle:
     """The containers of one node, from being made to being removed."""
 
-    def __init__(self, parts: Parts, impairments: Impairments, control: ControlNetwork, agent: Agent) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments, control: ControlNetwork, underlay: NestedUnderlay, agent: Agent) -> None:
         self._parts = parts
         self._impairments = impairments
         self._control = control
+        self._underlay = underlay
         self._agent = agent
 
     # ------------------------------------------------------------ make
@@ -75,6 +77,7 @@ class Lifecycle:
                     self._parts.authority.issue(held.bundle.path, spec.id)
                 await self._impairments.prepare(spec.nics)
                 await self._control.ensure()
+                await self._underlay.ensure()
                 held.container = await runtime.create(spec, held.bundle)
                 self._parts.store.mark_made(spec.id)
         except BaseException:
@@ -95,9 +98,16 @@ class Lifecycle:
         nics = registry.wire(owner, request.nics, wiring.next_hops(request.gateway, request.routes))
         try:
             gateway, routes = wiring.check_routes(request.gateway, request.routes, nics)
-            on_control = self._control.assign(replace(owner, nics=nics)) if is_wanted(request) else None
+            owner = replace(owner, nics=nics)
+            underlay = self._underlay.assign(owner) if request.qemu is not None and request.qemu.node else None
         except NestbedError:
             registry.unwire(owner, nics)
+            raise
+        try:
+            on_control = self._control.assign(owner) if is_wanted(request) else None
+        except NestbedError:
+            registry.unwire(owner, nics)
+            registry.leave_underlay(underlay)
             raise
         return Spec(
             id=container_id,
@@ -116,6 +126,7 @@ class Lifecycle:
             qemu=request.qemu,
             created_at=time.time(),
             control=on_control,
+            underlay=underlay,
         )
 
     async def _abandon(self, held: Held) -> None:
@@ -239,6 +250,7 @@ class Lifecycle:
         except (NestbedError, ValueError) as error:
             self._parts.registry.unwire(wiring.Owner(record.spec.id, record.spec.name), record.spec.nics)
             self._parts.registry.leave_control(record.spec.control)
+            self._parts.registry.leave_underlay(record.spec.underlay)
             await self._lose(record.spec.id, CorruptState(f"the record of container {record.spec.id} makes no sense: {error}"))
             return None
         self._parts.registry.add(held)
@@ -266,6 +278,8 @@ class Lifecycle:
         self._parts.registry.drop(held)
         if held.spec.control is not None:
             await self._control.settle()
+        if held.spec.underlay is not None:
+            await self._underlay.settle()
 
     async def _lose(self, container_id: str, error: CorruptState) -> None:
         _logger.error("container lost", extra=fields(container=container_id, cause=error.message))

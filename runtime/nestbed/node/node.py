@@ -48,6 +48,7 @@ from nestbed.node.privilege import check_entry
 from nestbed.node.registry import Held, Registry
 from nestbed.node.segment import Segment
 from nestbed.node.store import Store
+from nestbed.node.underlay import NestedUnderlay
 from nestbed.runlog import Entry
 from nestbed.runtime import Console, Execution, FileAccess, Leftover, Pausable, Runtime
 
@@ -89,7 +90,8 @@ class Node:
         self._impairments = Impairments(self._parts)
         control = ControlNetwork(registry, plane, node_id, control_subnet)
         self._agent = Agent(self._parts)
-        self._lifecycle = Lifecycle(self._parts, self._impairments, control, self._agent)
+        self._underlay = NestedUnderlay(registry, plane, node_id)
+        self._lifecycle = Lifecycle(self._parts, self._impairments, control, self._underlay, self._agent)
         self._lans = Lans(self._parts, self._impairments)
         self._links = Links(self._parts)
         self.images = Images(self._parts)
@@ -121,6 +123,7 @@ class Node:
             stack.callback(parts.events.close)
             self._lans.read_records()
             held = await self._lifecycle.read_records()
+            await self._underlay.take_up()
             await self._lans.take_up()
             await self._lifecycle.take_up(held)
             await parts.plane.sweep_ports()

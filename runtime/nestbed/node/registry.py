@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, shown
-from nestbed.lan import control
+from nestbed.lan import control, nested
 from nestbed.lan.addressing import Address, interface_of, port_prefix
 from nestbed.lanmodel import Lan, LanMember, Nic, NicSpec
 from nestbed.model import Bundle, ContainerView, ExitStatus, Spec, State, Status
@@ -143,6 +143,8 @@ class Registry:
         self._lans_by_name: dict[str, Segment] = {}
         self.control: Segment | None = None
         """The control network, while there is one: its members are in it as long as they are held."""
+        self.underlay: Segment | None = None
+        """The same of the underlay of nodes inside."""
         self._exits: OrderedDict[str, tuple[str, ExitStatus]] = OrderedDict()
 
     # ------------------------------------------------------------ containers
@@ -222,6 +224,7 @@ class Registry:
         self._by_request.pop(held.record.request_id, None)
         wiring.unwire(self._lans, wiring.Owner(spec.id, spec.name), spec.nics)
         self.leave_control(spec.control)
+        self.leave_underlay(spec.underlay)
         held.is_gone = True
         held.wake()
 
@@ -312,6 +315,9 @@ class Registry:
         if spec.control is not None:
             self.control = self.control or control_segment(self._subnet_of(spec.control), spec.control.mtu)
             self.control.join(LanMember(spec.id, spec.name, spec.control))
+        if spec.underlay is not None:
+            self.underlay = self.underlay or _segment_of(spec.underlay)
+            self.underlay.join(LanMember(spec.id, spec.name, spec.underlay))
 
     def _subnet_of(self, nic: Nic) -> str:
         """The control network is the one that its members are on, whatever the setting says now."""
@@ -324,6 +330,27 @@ class Registry:
         """Take a container's NIC off the control network; None, and one that has left, is none. Idempotent."""
         if nic is not None and self.control is not None:
             self.control.leave(nic.port)
+
+    def leave_underlay(self, nic: Nic | None) -> None:
+        """The same for the underlay of nodes inside."""
+        if nic is not None and self.underlay is not None:
+            self.underlay.leave(nic.port)
+
+
+def underlay_segment(node_id: str, subnet: str) -> Segment:
+    """The underlay of the nodes inside on this subnet, whose first address is the node's."""
+    return _with_own(Segment(nested.lan_of(node_id, subnet)))
+
+
+def _segment_of(nic: Nic) -> Segment:
+    """The underlay of nodes inside that a machine's NIC is on."""
+    lan = Lan(id=nic.lan_id, name=nic.lan, bridge=nic.bridge, mtu=nic.mtu, subnet=str(interface_of(nic.addresses[0]).network))
+    return _with_own(Segment(lan))
+
+
+def _with_own(segment: Segment) -> Segment:
+    segment.take_address(nested.own_address(segment.lan))
+    return segment
 
 
 def control_segment(subnet: str, mtu: int) -> Segment:

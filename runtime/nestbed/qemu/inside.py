@@ -43,7 +43,8 @@ def program(spec: Spec, code: Code, credentials: dict[str, bytes]) -> bytes:
     argv = (*code.argv, "--name", spec.name, "--state-dir", STATE_DIR, "--listen", f"tcp://{address(spec)}", "--log-level", "warning")
     tls = ("--tls-client-ca", _FILES["ca.pem"], "--tls-cert", _FILES["node.pem"], "--tls-key", _FILES["node.key"])
     files = (frames.write(_CHANNEL, path, credentials[name], 0o600) for name, path in _FILES.items())
-    return b"".join((*files, frames.keep(_CHANNEL, Program((*argv, *tls)))))
+    underlay = ("--underlay", spec.underlay.name) if spec.underlay is not None else ()
+    return b"".join((*files, frames.keep(_CHANNEL, Program((*argv, *tls, *underlay)))))
 
 
 def _host(nic: Nic) -> str:

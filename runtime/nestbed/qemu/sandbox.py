@@ -86,7 +86,15 @@ def spec_of(spec: Spec, bundle: Bundle, code: Sequence[str] = ()) -> Spec:
     )
     nics = tuple(nic_of(nic) for nic in spec.interfaces)
     return replace(
-        spec, process=process, resources=resources_of(spec.resources), nics=nics, control=None, routes=(), gateway="", hostname=spec.name
+        spec,
+        process=process,
+        resources=resources_of(spec.resources),
+        nics=nics,
+        control=None,
+        underlay=None,
+        routes=(),
+        gateway="",
+        hostname=spec.name,
     )
 
 

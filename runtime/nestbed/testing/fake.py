@@ -40,6 +40,8 @@ class FakeKernel:
         self.bridges: dict[str, str] = {}
         self.control: Lan | None = None
         self._failures: dict[str, list[NestbedError]] = {}
+        self.nested: Lan | None = None
+        self._failures: dict[str, NestbedError] = {}
         self._pids = itertools.count(1000)
 
     def fail_next(self, method: str, error: NestbedError, *, times: int = 1) -> None:

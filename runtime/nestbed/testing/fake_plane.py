@@ -122,6 +122,18 @@ class FakePlane:
     async def audit_control(self, control: Lan | None) -> Sequence[Leftover]:
         return [] if control == self.kernel.control else [Leftover("extra" if control is None else "missing", "link", "control0")]
 
+    def choose_nested(self) -> str:
+        return "198.18.0.0/24"
+
+    async def ensure_nested(self, lan: Lan) -> None:
+        self.kernel.nested = lan
+
+    async def remove_nested(self) -> None:
+        self.kernel.nested = None
+
+    async def audit_nested(self, lan: Lan | None) -> Sequence[Leftover]:
+        return [] if lan == self.kernel.nested else [Leftover("extra" if lan is None else "missing", "link", "underlay")]
+
     async def capture(self, link: str, name: str, request: CaptureRequest) -> AsyncGenerator[bytes, None]:
         self.kernel.check("capture")
         return _pieces(f"{link} {name} {request}".encode())
