@@ -161,6 +161,7 @@ class Lan:
     ``group`` is ``ADDRESS:PORT`` of the multicast group that carries it between machines; empty: it stays on this one. With ``peers``
     (unicast IPv4 addresses) datagrams go to each of them, to the group's port, instead of to the group. ``ttl`` is that of the datagrams.
     ``impairment`` is that of the whole LAN, from one member to another. ``is_down``: NICs that join have their cable unplugged.
+    ``outside``: it is a LAN of the node outside of this one's virtual machine, which hands out its addresses.
     """
 
     id: str
@@ -176,6 +177,7 @@ class Lan:
     ttl: int = 1
     impairment: Impairment = NO_IMPAIRMENT
     is_down: bool = False
+    outside: bool = False
 
     @property
     def is_relayed(self) -> bool:

@@ -79,6 +79,7 @@ class Relaying:
         """Carry LANs on these underlays from now on. After :meth:`start`."""
         if tuple(underlays) == self._names:
             return
+        is_less = not set(self._names) <= set(underlays)
         self._names = tuple(underlays)
         self._outlooks = {name: self._outlooks.get(name, Outlook(name)) for name in self._names}
         if self._names and self._fast is None and self._is_fast_wanted:
@@ -86,6 +87,8 @@ class Relaying:
         self.start()
         self._is_stale = True
         self._catch_up()
+        if is_less:
+            self._detach()
 
     def start(self) -> None:
         """Follow the underlays from now on, in this event loop. Idempotent."""

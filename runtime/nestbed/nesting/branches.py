@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import enum
 import logging
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
 
 from nestbed.client.status import from_rpc
 from nestbed.errors import NestbedError, NotFound, Unavailable, WrongState
+from nestbed.lanmodel import Nic
 from nestbed.log import fields
 from nestbed.model import NestedNode
-from nestbed.nesting.naming import joined
+from nestbed.nesting.naming import joined, outside
 from nestbed.node.authority import server_name
 from nestbed.node.node import Node
 from nestbed.v1 import container_pb2, node_pb2
@@ -32,6 +35,8 @@ ASK_SECONDS = 5.0
 _BOOT_SECONDS = 120.0
 _SILENT_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
+_OWN_SECONDS = 30.0
 _FOLLOWER = "viewer"
 _NAMES = ("container",)
 _IDS = ("container_id",)
@@ -48,6 +53,9 @@ _OPTIONS: list[tuple[str, Any]] = [
 _logger = logging.getLogger(__name__)
 
 
+OnReady = Callable[["Branch"], Awaitable[None]]
+
+
 class Phase(enum.Enum):
     """How a node inside is; the values are what people are told."""
 
@@ -60,7 +68,8 @@ class Phase(enum.Enum):
 class Branch:
     """One node inside. ``find`` gives what the node outside knows of its machine now."""
 
-    def __init__(self, node: Node, machine: NestedNode) -> None:
+    def __init__(self, node: Node, machine: NestedNode, on_ready: OnReady) -> None:
+        """``on_ready`` is awaited whenever it begins to answer, before anybody else calls it."""
         self.id = machine.id
         self.machine = machine
         self.phase = Phase.STOPPED
@@ -68,6 +77,10 @@ class Branch:
         self._address = ""
         self._channels: dict[str, aio.Channel] = {}
         self._contents: dict[str, str] = {}
+        self._on_ready = on_ready
+        self._unseen: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._making = 0
         self._last_event = 0
         self._life = 0.0
         self._run = 0.0
@@ -80,6 +93,11 @@ class Branch:
         """The machine's name now."""
         return self.machine.name
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.phase is Phase.READY
+
     def look_again(self, machine: NestedNode) -> None:
         """Something happened to the machine."""
         self.machine = machine
@@ -87,14 +105,17 @@ class Branch:
 
     async def aclose(self) -> None:
         """Let go of it; it runs on."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._disconnect()
 
     async def gone(self) -> None:
         """Its machine is no more."""
         await self.aclose()
         self._lose()
+        self._node.elsewhere.forget(self.id)
 
     # ---- calling it
 
@@ -142,6 +163,58 @@ class Branch:
             found = self._channels[role] = aio.secure_channel(f"dns:///{self._address}", credentials, options=options)
         return found
 
+    async def ask(self, path: str, request: Any, role: str) -> Any:
+        """The answer to one request that is about that node alone; names in it are as that node gives them.
+
+        Raises:
+            what it says. Unavailable: it says nothing.
+        """
+        method: Any = descriptor_pool.Default().FindMethodByName(path.strip("/").replace("/", "."))
+        response = message_factory.GetMessageClass(method.output_type)
+        call = self.channel(role).unary_unary(path, request_serializer=_serialized, response_deserializer=response.FromString)
+        try:
+            return await call(request, timeout=_OWN_SECONDS)
+        except aio.AioRpcError as error:
+            told = await from_rpc(error, self.silent)
+            raise told if told.reason == "NODE_SILENT" else outside(told, self.name) from error
+
+    # ---- what is on it
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Callable[[Any], None]]:
+        """A container is being made there by this node; what is given is told the answer, so that nobody need ask for it."""
+        self._making += 1
+
+        def made(answer: Any) -> None:
+            self._unseen.discard(answer.container.id)
+
+        try:
+            yield made
+        finally:
+            self._making -= 1
+            if self._unseen:
+                self._look()
+
+    def look_at(self, container: str) -> None:
+        """A container there has other NICs than before, or is new: find out soon."""
+        self._unseen.add(container)
+        if not self._making:
+            self._look()
+
+    def _look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._see())
+
+    async def _see(self) -> None:
+        await asyncio.sleep(_LOOK_SECONDS)
+        while self._unseen and not self._making:
+            request = container_pb2.GetContainerRequest(container=self._unseen.pop())
+            try:
+                container = (await ContainerServiceStub(self.channel(_FOLLOWER)).GetContainer(request, timeout=ASK_SECONDS)).container
+            except aio.AioRpcError:  # it went meanwhile, or the node is silent: it tells all again
+                continue
+            self._node.elsewhere.settle(self.id, container.name, container.id, [nic_of(nic) for nic in container.nics])
+
     # ---- following it
 
     async def _follow(self) -> None:
@@ -149,8 +222,10 @@ class Branch:
             self._news.clear()
             machine = self.machine
             if machine.started_at != self._run or not machine.is_running:
-                self._run = machine.started_at
                 self._lose()
+                if self._run or not machine.is_running:  # else it runs on from before this daemon
+                    self._node.elsewhere.forget(self.id)
+                self._run = machine.started_at
                 self._enter(Phase.BOOTING if machine.is_running else Phase.STOPPED)
             if machine.is_running and machine.address:
                 if machine.address != self._address:
@@ -196,6 +271,7 @@ class Branch:
                 self._last_event = 0
             self._life = life
             await self._list(channel)
+            await self._on_ready(self)
             if self.phase is not Phase.READY:
                 self._node.publish("node.ready", self.id, self.name, version=info.version)
                 self._enter(Phase.READY)
@@ -207,22 +283,28 @@ class Branch:
 
     async def _list(self, channel: aio.Channel) -> None:
         """Find out what is on it, to tell of its loss."""
-        found: dict[str, str] = {}
+        found: list[Any] = []
         request = container_pb2.ListContainersRequest(page_size=1000)
         while True:
             page = await ContainerServiceStub(channel).ListContainers(request, timeout=ASK_SECONDS)
-            found.update((container.id, container.name) for container in page.containers)
+            found += page.containers
             if not page.next_page_token:
                 break
             request.page_token = page.next_page_token
-        self._contents = found
+        self._contents = {container.id: container.name for container in found}
+        self._node.elsewhere.reconcile(self.id, ((one.id, one.name, [nic_of(nic) for nic in one.nics]) for one in found))
 
     def _happened(self, event: Any) -> None:
         self._last_event = event.sequence
         if event.type in ("container.created", "container.renamed"):
             self._contents[event.id] = event.name
+            self.look_at(event.id)
         elif event.type in ("container.deleted", "container.lost"):
             self._contents.pop(event.id, None)
+            self._unseen.discard(event.id)
+            self._node.elsewhere.drop(self.id, event.id)
+        elif event.type in ("lan.connected", "lan.disconnected"):
+            self.look_at(event.attributes["container_id"])
         attributes: dict[str, object] = dict(event.attributes)
         attributes.update({key: joined(self.name, event.attributes[key]) for key in _NAMES if event.attributes.get(key)})
         attributes.update({key: joined(self.id, event.attributes[key]) for key in _IDS if event.attributes.get(key)})
@@ -248,12 +330,26 @@ class Branch:
             await channel.close(None)
 
 
+def nic_of(nic: Any) -> Nic:
+    """A NIC that a node inside told of."""
+    return Nic(nic.lan, "", nic.name, nic.mac, tuple(nic.addresses), nic.mtu, "", "")
+
+
+def _serialized(request: Any) -> bytes:
+    return bytes(request.SerializeToString())
+
+
+async def _nobody(_: Branch) -> None:
+    """Nobody wants to know."""
+
+
 class Branches:
     """All of them. ``open`` before use; in the event loop of the node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._branches: dict[str, Branch] = {}
+        self._on_ready: OnReady = _nobody
         self._leaving: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -261,6 +357,10 @@ class Branches:
         """Follow the nodes that there are, and those that come."""
         self._sync()
         self._task = asyncio.create_task(self._watch(), name="branches")
+
+    def when_ready(self, listener: OnReady) -> None:
+        """Await ``listener`` whenever a node begins to answer, before anybody else calls it. Before :meth:`open`."""
+        self._on_ready = listener
 
     async def aclose(self) -> None:
         """Let go of all. Idempotent."""
@@ -306,6 +406,6 @@ class Branches:
         for machine in machines.values():
             branch = self._branches.get(machine.id)
             if branch is None:
-                self._branches[machine.id] = Branch(self._node, machine)
+                self._branches[machine.id] = Branch(self._node, machine, self._on_ready)
             elif branch.machine != machine:
                 branch.look_again(machine)

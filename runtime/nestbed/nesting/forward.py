@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
@@ -81,11 +82,24 @@ def _route_of(path: str) -> Route:
     return Route(path, method, make)
 
 
+class Around(Protocol):
+    """What is done around a call that is passed on; see ``Forward``."""
+
+    def __call__(self, path: str, branch: Branch, request: Any) -> AbstractAsyncContextManager[Callable[[Any], None]]: ...
+
+
+@asynccontextmanager
+async def _as_it_is(path: str, branch: Branch, request: Any) -> AsyncIterator[Callable[[Any], None]]:  # noqa: ARG001 - an Around
+    yield lambda _: None
+
+
 class Forward:
     """Passes calls on to the branches of a node."""
 
-    def __init__(self, branches: Branches) -> None:
+    def __init__(self, branches: Branches, around: Around | None = None) -> None:
+        """``around`` completes a request for a node inside while it is passed on, and is told the answer as that node gives it."""
         self._branches = branches
+        self._around = around or _as_it_is
 
     # ---- a call for one node
 
@@ -98,8 +112,11 @@ class Forward:
         branch = await self._branches.reach(head)
         call: Any = None
         try:
-            call = route.make(branch.channel(role))(_sent(request), timeout=seconds)
-            return naming.prefix(await call, branch.name, branch.id)
+            async with self._around(route.path, branch, request) as settle:
+                call = route.make(branch.channel(role))(_sent(request), timeout=seconds)
+                answer = await call
+                settle(answer)
+            return naming.prefix(answer, branch.name, branch.id)
         except aio.AioRpcError as error:
             raise await _told(branch, call, error) from error
         finally:

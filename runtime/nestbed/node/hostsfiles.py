@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import cast
 
@@ -43,6 +43,8 @@ class HostsFiles:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._changed: set[str] = set()
+        self.listeners: list[Callable[[set[str]], None]] = []
+        """Told at once of the ids of LANs whose members changed."""
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -59,9 +61,16 @@ class HostsFiles:
 
     def changed(self, nics: Iterable[Nic]) -> None:
         """NICs came, went, or have another name: tell the other members of their LANs soon."""
-        self._changed.update(nic.lan_id for nic in nics)
+        self.lans_changed({nic.lan_id for nic in nics})
+
+    def lans_changed(self, lan_ids: set[str]) -> None:
+        """Members of these LANs came, went, or have another name, here or elsewhere."""
+        self._changed |= lan_ids
         if self._changed:
             self._news.set()
+        if lan_ids:
+            for listener in self.listeners:
+                listener(lan_ids)
 
     async def refresh(self, held: Held) -> None:
         """Make the container's own file complete now, unless it is."""

@@ -54,6 +54,14 @@ class Impairments:
         await self._edit_ports(segment, held, nic_name, direction, lambda before: impair.changed(before, change))
         return await self._told(segment, held, nic_name)
 
+    async def set_whole(self, segment: Segment, impairment: Impairment) -> None:
+        """Have this done to the frames of a LAN as a whole, and nothing else.
+
+        Raises:
+            HostLacks: this machine cannot do it; what was in force still is.
+        """
+        await self._edit_lan(segment, lambda _: impairment)
+
     async def reset(self, lan: str, container: str, nic_name: str, direction: Direction) -> LanImpairment:
         """Take off those of a container's ports, or all there are on the LAN. See ``Node.reset_impairment``."""
         segment = self._parts.registry.find_lan(lan)

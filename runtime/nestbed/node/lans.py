@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from nestbed.errors import CorruptState, InvalidArgument, NestbedError, WrongState
 from nestbed.lan.addressing import bridge_name, check_mtu, check_subnet
-from nestbed.lanmodel import Lan, LanRequest, Nic, NicSpec
+from nestbed.lanmodel import NO_IMPAIRMENT, Lan, LanMember, LanRequest, Nic, NicSpec
 from nestbed.log import fields
 from nestbed.node import requests, wiring
 from nestbed.node.bounds import NICS_MAX, check_lan, check_nic, check_request_id
+from nestbed.node.elsewhere import members_outside
 from nestbed.node.identity import identify
 from nestbed.node.impairments import Impairments
+from nestbed.node.links import Links
+from nestbed.node.names import check_name, is_id
 from nestbed.node.nics import lan_nics, with_nics
 from nestbed.node.parts import Parts
 from nestbed.node.registry import Held
@@ -26,9 +31,10 @@ _logger = logging.getLogger(__name__)
 class Lans:
     """The LANs of one node."""
 
-    def __init__(self, parts: Parts, impairments: Impairments) -> None:
+    def __init__(self, parts: Parts, impairments: Impairments, links: Links) -> None:
         self._parts = parts
         self._impairments = impairments
+        self._links = links
 
     async def create(self, request: LanRequest, request_id: str) -> Segment:
         """Make a LAN, or find the one that the same request made. See ``Node.create_lan``."""
@@ -57,6 +63,40 @@ class Lans:
                 self._parts.store.remove_lan(lan_id)
                 raise
             registry.add_lan(segment)
+        self._parts.events.publish("lan.created", lan.id, lan.name)
+        return segment
+
+    async def extend(self, wanted: Lan, members: Sequence[LanMember]) -> Segment:
+        """Have a LAN of the node outside here, too, with these members elsewhere. See ``Node.extend_lan``."""
+        _check_outside(wanted)
+        elsewhere = members_outside(members)
+        registry = self._parts.registry
+        async with self._parts.lans_changing:
+            segment = registry.segments.get(wanted.id) or registry.lan_in_group(wanted.name, wanted.group)
+            if segment is None:
+                segment = await self._take_in(wanted)
+            if segment.set_elsewhere("", elsewhere):
+                self._parts.hosts.lans_changed({segment.lan.id})
+        if segment.lan.outside:
+            await self._impairments.set_whole(segment, wanted.impairment)
+            if segment.lan.is_down is not wanted.is_down:
+                await self._links.set(segment.lan.id, "", "", up=not wanted.is_down)
+        return segment
+
+    async def _take_in(self, wanted: Lan) -> Segment:
+        registry, plane = self._parts.registry, self._parts.plane
+        registry.check_lan_name_free(wanted.name)
+        lan = replace(wanted, bridge=bridge_name(wanted.id), created_at=time.time(), outside=True, impairment=NO_IMPAIRMENT, is_down=False)
+        request = LanRequest(wanted.name, group=wanted.group, peers=wanted.peers, ttl=wanted.ttl)
+        lan = identify(lan, request, [segment.lan for segment in registry.segments.values()], plane.underlays())
+        segment = Segment(lan)
+        self._parts.store.write_lan(segment.record())
+        try:
+            await plane.create(lan)
+        except NestbedError:
+            self._parts.store.remove_lan(lan.id)
+            raise
+        registry.add_lan(segment)
         self._parts.events.publish("lan.created", lan.id, lan.name)
         return segment
 
@@ -159,6 +199,22 @@ class Lans:
                     "lan.disconnected", lan.id, lan.name, container=held.spec.name, container_id=held.spec.id, nic=nic.name
                 )
         self._parts.hosts.changed(affected)
+
+
+def _check_outside(lan: Lan) -> None:
+    """Refuse what no node says of its LANs."""
+    check_name(lan.name, "LAN")
+    check_mtu(lan.mtu, has_subnet6=bool(lan.subnet6))
+    for subnet, version in ((lan.subnet, 4), (lan.subnet6, 6)):
+        if subnet:
+            check_subnet(subnet, version)
+    if not is_id(lan.id) or not lan.group:
+        raise InvalidArgument(
+            f"LAN {lan.name} has no id or no group of the node outside",
+            reason="BAD_LAN",
+            remedy="extend a LAN as that node has it",
+            lan=lan.name,
+        )
 
 
 def _owner(held: Held) -> wiring.Owner:

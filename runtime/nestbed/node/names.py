@@ -108,6 +108,11 @@ class Selection:
         return is_named and self._labels.issubset(labels)
 
 
+def is_id(text: str) -> bool:
+    """Whether ``text`` has the form of an id."""
+    return _ID.fullmatch(text) is not None
+
+
 def is_glob(text: str) -> bool:
     """Whether ``text`` is a pattern rather than a name."""
     return any(character in text for character in "*?[")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from nestbed import __version__
@@ -20,6 +20,7 @@ from nestbed.lanmodel import (
     CaptureRequest,
     Direction,
     ImpairmentChange,
+    Lan,
     LanImpairment,
     LanMember,
     LanRequest,
@@ -34,6 +35,7 @@ from nestbed.node.agent.agent import Agent
 from nestbed.node.agent.values import AgentView, Report
 from nestbed.node.authority import Authority
 from nestbed.node.control import ControlNetwork
+from nestbed.node.elsewhere import MembersElsewhere
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
 from nestbed.node.images import Images
@@ -92,8 +94,9 @@ class Node:
         self._agent = Agent(self._parts)
         self._underlay = NestedUnderlay(registry, plane, node_id)
         self._lifecycle = Lifecycle(self._parts, self._impairments, control, self._underlay, self._agent)
-        self._lans = Lans(self._parts, self._impairments)
         self._links = Links(self._parts)
+        self._lans = Lans(self._parts, self._impairments, self._links)
+        self._elsewhere = MembersElsewhere(self._parts)
         self.images = Images(self._parts)
         """Its images."""
         self._watch = logs.LogWatch()
@@ -123,6 +126,7 @@ class Node:
             stack.callback(parts.events.close)
             self._lans.read_records()
             held = await self._lifecycle.read_records()
+            self._elsewhere.read_records([one.spec.id for one in held if nested.is_node(one)])
             await self._underlay.take_up()
             await self._lans.take_up()
             await self._lifecycle.take_up(held)
@@ -163,6 +167,25 @@ class Node:
             NotFound, InvalidArgument: no container, or several. WrongState: it is no node (reason NOT_A_NODE).
         """
         return nested.view(nested.check_node(self._find(ref)))
+
+    @property
+    def elsewhere(self) -> MembersElsewhere:
+        """The members of this node's LANs on nodes inside."""
+        return self._elsewhere
+
+    def when_lans_change(self, listener: Callable[[set[str]], None]) -> None:
+        """Have ``listener`` told of the ids of LANs whose members change, from now on."""
+        self._parts.hosts.listeners.append(listener)
+
+    async def extend_lan(self, lan: Lan, members: Sequence[LanMember]) -> LanView:
+        """Have a LAN of the node outside on this one, too: the same id, name, group, subnets and MTU, and these members elsewhere. Its
+        addresses are handed out there. Again, it brings members and impairments up to date. A LAN of the name and group that is there
+        already is the same segment, and stays what it is.
+
+        Raises:
+            AlreadyExists: the name or the group is another LAN's. HostLacks: this node has no underlay. InvalidArgument.
+        """
+        return self._lan_view(await self._parts.operations.run(self._lans.extend(lan, members)))
 
     def publish(self, kind: str, object_id: str, name: str, /, **attributes: object) -> None:
         """Tell those who watch of something that happened to what is not the node's own, such as an experiment."""
@@ -573,7 +596,7 @@ class Node:
         self._parts.events.publish(kind, lan_id, segment.lan.name if segment else "", **attributes)
 
     def _lan_view(self, segment: Segment) -> LanView:
-        return LanView(segment.lan, segment.members, tuple(self._parts.plane.paths(segment.lan)))
+        return LanView(segment.lan, (*segment.members, *segment.elsewhere()), tuple(self._parts.plane.paths(segment.lan)))
 
     def _find(self, ref: str) -> Held:
         return self._parts.registry.find(ref)

@@ -263,6 +263,11 @@ class Registry:
         """
         return self._lans.get(ref) or wiring.find_segment(self._lans_by_name, ref)
 
+    def lan_in_group(self, name: str, group: str) -> Segment | None:
+        """The LAN of that name, if it is carried in that group: the same segment, whoever made it."""
+        segment = self._lans_by_name.get(name)
+        return segment if segment is not None and group and segment.lan.group == group else None
+
     def lan_of_request(self, request_id: str) -> Segment | None:
         """The LAN that a call with this request id made."""
         return next((segment for segment in self._lans.values() if segment.request_id == request_id), None) if request_id else None

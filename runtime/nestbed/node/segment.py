@@ -7,7 +7,7 @@ import dataclasses
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from nestbed.errors import AlreadyExists, InvalidArgument, ResourceExhausted
+from nestbed.errors import AlreadyExists, InvalidArgument, ResourceExhausted, WrongState
 from nestbed.lan.addressing import (
     MTU_MIN_IPV6,
     PORTS_MAX,
@@ -39,6 +39,7 @@ class Segment:
         self._pools = {version: AddressPool(self._networks.get(version)) for version in (4, 6)}
         self._macs: set[str] = set()
         self._members: dict[str, LanMember] = {}
+        self._elsewhere: dict[str, dict[str, LanMember]] = {}
         self._hosts: list[tuple[str, int, str]] = []
         self._lines: list[str] = []
         self._next_hops: dict[str, tuple[Address, ...]] = {}
@@ -56,8 +57,30 @@ class Segment:
 
     @property
     def size(self) -> int:
-        """How many members it has."""
-        return len(self._members)
+        """How many members it has, here and elsewhere."""
+        return len(self._members) + sum(map(len, self._elsewhere.values()))
+
+    def elsewhere(self, without: str | None = None) -> tuple[LanMember, ...]:
+        """The members on other nodes: inside virtual machines, and outside; those that ``without`` is the source of are left out."""
+        return tuple(member for source, members in self._elsewhere.items() if source != without for member in members.values())
+
+    def set_elsewhere(self, source: str, members: Iterable[LanMember]) -> bool:
+        """The members that ``source`` (the id of a machine that is a node; empty: the node outside) tells of are these, and no others;
+        whether that is new. They have addresses and MACs as all members do, and ports that no other has.
+        """
+        before, after = self._elsewhere.get(source, {}), {member.nic.port: member for member in members}
+        if before == after:
+            return False
+        for port, member in before.items():
+            if after.get(port) != member:
+                self._let_go(member)
+        for port, member in after.items():
+            if before.get(port) != member:
+                self._take_in(member)
+        self._elsewhere[source] = after
+        if not after:
+            del self._elsewhere[source]
+        return True
 
     def record(self) -> LanRecord:
         """What is kept of it on disk."""
@@ -111,7 +134,15 @@ class Segment:
 
         Raises:
             ResourceExhausted: a subnet has no free address (reason SUBNET_FULL).
+            WrongState: the node outside hands them out (reason ADDRESSES_FROM_OUTSIDE).
         """
+        if self.lan.outside and self._networks:
+            raise WrongState(
+                f"the addresses of LAN {self.lan.name} are handed out by the node outside",
+                reason="ADDRESSES_FROM_OUTSIDE",
+                remedy="make the container by way of that node (nbctl run --on), or give it an address",
+                lan=self.lan.name,
+            )
         taken: list[Interface] = []
         for version, network in self._networks.items():
             number = self._pools[version].allocate()
@@ -156,23 +187,14 @@ class Segment:
 
     def join(self, member: LanMember) -> None:
         """Make it a member; its addresses may be taken already."""
-        nic = member.nic
-        for address in nic.addresses:
-            interface = interface_of(address)
-            self._pools[interface.version].take(int(interface.ip))
-        self._macs.add(nic.mac)
-        self._members[nic.port] = member
-        self._add_lines(member)
+        self._members[member.nic.port] = member
+        self._take_in(member)
 
     def leave(self, port: str) -> None:
         """Let the member at ``port`` go, with its addresses and MAC. Idempotent."""
         member = self._members.pop(port, None)
-        if member is None:
-            return
-        for address in member.nic.addresses:
-            self.release_address(interface_of(address))
-        self._macs.discard(member.nic.mac)
-        self._forget_lines(member)
+        if member is not None:
+            self._let_go(member)
 
     def rename(self, port: str, container: str) -> None:
         """The member's container has a new name: its lines change, its MAC and addresses stay."""
@@ -198,19 +220,32 @@ class Segment:
     def hosts_of_others(self, container: str) -> str:
         """The lines of ``/etc/hosts`` of every member but the container of that name, name by name."""
         first = bisect.bisect_left(self._hosts, (container, 0, ""))
-        last = bisect.bisect_right(self._hosts, (container, 16, ""))
+        last = bisect.bisect_left(self._hosts, (f"{container}\0", 0, ""))
         return "".join(self._lines[:first]) + "".join(self._lines[last:])
 
     def member_ids(self) -> list[str]:
         """The containers on it, each once."""
         return list(dict.fromkeys(member.container_id for member in self._members.values()))
 
+    def _take_in(self, member: LanMember) -> None:
+        for address in member.nic.addresses:
+            interface = interface_of(address)
+            self._pools[interface.version].take(int(interface.ip))
+        self._macs.add(member.nic.mac)
+        self._add_lines(member)
+
+    def _let_go(self, member: LanMember) -> None:
+        for address in member.nic.addresses:
+            self.release_address(interface_of(address))
+        self._macs.discard(member.nic.mac)
+        self._forget_lines(member)
+
     def _add_lines(self, member: LanMember) -> None:
         self._version += 1
         key = _hosts_key(member)
         place = bisect.bisect_left(self._hosts, key)
         self._hosts.insert(place, key)
-        self._lines.insert(place, member_lines(member.container, member.nic))
+        self._lines.insert(place, member_lines(_leaf(member), member.nic))
 
     def _forget_lines(self, member: LanMember) -> None:
         self._version += 1
@@ -235,7 +270,7 @@ class Segment:
 
     def _holder_of(self, address: Address) -> str:
         beginning = f"{address}/"
-        for member in self._members.values():
+        for member in (*self._members.values(), *self.elsewhere()):
             if any(given.startswith(beginning) for given in member.nic.addresses):
                 return f" by container {member.container}"
         return ""
@@ -243,4 +278,9 @@ class Segment:
 
 def _hosts_key(member: LanMember) -> tuple[str, int, str]:
     # By length and then by text, the ports of one container sort by the number of the NIC.
-    return member.container, len(member.nic.port), member.nic.port
+    return _leaf(member), len(member.nic.port), member.nic.port
+
+
+def _leaf(member: LanMember) -> str:
+    """What a member is called inside, whatever node it is on."""
+    return member.container.rpartition("/")[2]

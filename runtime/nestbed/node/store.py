@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nestbed.errors import Busy, CorruptState, from_errno, translated
-from nestbed.lanmodel import Lan
+from nestbed.lanmodel import Lan, Nic
 from nestbed.linux.attributes import set_top_of_hierarchies
 from nestbed.linux.remove import remove_tree
 from nestbed.model import Bundle, Spec
@@ -29,6 +29,7 @@ from nestbed.plain import from_json, to_json
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _RECORD = "record.json"
+_ELSEWHERE = "elsewhere.json"
 _MADE = "made"
 _NEW = ".new"
 _VERSION = 1
@@ -54,6 +55,23 @@ class LanRecord:
     lan: Lan
     request_id: str = ""
     request_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A container inside a virtual machine that has NICs on LANs of this node; without an id it is being made."""
+
+    id: str
+    name: str
+    nics: tuple[Nic, ...]
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What the node knows of the containers inside one virtual machine."""
+
+    entries: tuple[Entry, ...] = ()
 
 
 class Store:
@@ -136,6 +154,20 @@ class Store:
             raise _corrupt(self._containers / container_id / _RECORD, "is of another container")
         return record
 
+    def write_elsewhere(self, container_id: str, record: Elsewhere) -> None:
+        """Replace what is known of the containers inside a virtual machine that has a bundle."""
+        path = self._containers / container_id / _ELSEWHERE
+        with translated(f"writing {path}", path=path):
+            _replace(path, _document(record))
+
+    def read_elsewhere(self, container_id: str) -> Elsewhere:
+        """What :meth:`write_elsewhere` wrote; nothing is known if it cannot be understood: the node inside says it again."""
+        try:
+            data = _read(self._containers / container_id / _ELSEWHERE)
+            return Elsewhere() if data is None else from_json(Elsewhere, data)
+        except CorruptState:
+            return Elsewhere()
+
     def remove_bundle(self, container_id: str) -> None:
         """Remove a bundle with all it holds. Idempotent; never follows a link or crosses a mount.
 
@@ -191,7 +223,7 @@ class Store:
         return self._lans / f"{lan_id}.json"
 
 
-def _document(record: Record | LanRecord) -> dict[str, Any]:
+def _document(record: Record | LanRecord | Elsewhere) -> dict[str, Any]:
     return {"version": _VERSION, **to_json(record)}
 
 

@@ -100,6 +100,7 @@ LEAST_ROLES: Mapping[str, Role] = {
     _CONTAINERS + "CopyFrom": Role.OPERATOR,
     _CONTAINERS + "CopyTo": Role.OPERATOR,
     _LANS + "CreateLan": Role.OPERATOR,
+    _LANS + "ExtendLan": Role.ADMIN,
     _LANS + "GetLan": Role.VIEWER,
     _LANS + "ListLans": Role.VIEWER,
     _LANS + "DeleteLan": Role.OPERATOR,

@@ -199,6 +199,33 @@ def lan_request(request: lan_pb2.CreateLanRequest) -> lanmodel.LanRequest:
     )
 
 
+def extension(lan: lan_pb2.Lan) -> tuple[lanmodel.Lan, tuple[lanmodel.LanMember, ...]]:
+    """A LAN of the node outside, and its members that are not here."""
+    value = lanmodel.Lan(
+        id=lan.id,
+        name=lan.name,
+        bridge="",
+        mtu=lan.mtu,
+        subnet=lan.subnet,
+        subnet6=lan.subnet6,
+        labels=pairs(lan.labels),
+        group=lan.group,
+        peers=tuple(lan.peers),
+        ttl=lan.ttl or 1,
+        impairment=_impairment(lan.impairment),
+        is_down=lan.is_down,
+    )
+    members = [
+        lanmodel.LanMember(
+            member.container_id,
+            member.container,
+            lanmodel.Nic(lan.name, lan.id, member.nic.name, member.nic.mac, tuple(member.nic.addresses), lan.mtu, "", ""),
+        )
+        for member in lan.members
+    ]
+    return value, tuple(members)
+
+
 def capture_request(request: lan_pb2.CaptureRequest) -> lanmodel.CaptureRequest:
     """What to capture."""
     return lanmodel.CaptureRequest(

@@ -33,12 +33,20 @@ class Lans(LanServiceServicer):
         view = await self._node.create_lan(convert.lan_request(request), request_id=request.request_id)
         return api.CreateLanResponse(lan=present.lan(view))
 
+    async def ExtendLan(self, request: api.ExtendLanRequest, context: Any) -> api.ExtendLanResponse:
+        view = await self._node.extend_lan(*convert.extension(request.lan))
+        return api.ExtendLanResponse(lan=present.lan(view))
+
     async def GetLan(self, request: api.GetLanRequest, context: Any) -> api.GetLanResponse:
         return api.GetLanResponse(lan=present.lan(self._node.lan(request.lan)))
 
     async def ListLans(self, request: api.ListLansRequest, context: Any) -> api.ListLansResponse:
         if naming.SEPARATOR in request.page_token:
-            return await self._forward.page(LIST, request, api.ListLansResponse(), caller().role.label)
+            found_inside = await self._forward.page(LIST, request, api.ListLansResponse(), caller().role.label)
+            if not request.names:  # this node's own are listed already
+                for index in reversed([index for index, lan in enumerate(found_inside.lans) if lan.outside]):
+                    del found_inside.lans[index]
+            return found_inside
         names, labels = naming.own_share(request.names), convert.pairs(request.labels)
         found = [] if names is None else self._node.lans(names=tuple(names), labels=labels)
         lans, token = page(found, size=request.page_size, token=request.page_token, place=_place, present=present.lan)

@@ -278,6 +278,7 @@ def lan(view: lanmodel.LanView) -> lan_pb2.Lan:
         ttl=value.ttl if value.is_relayed else 0,
         impairment=_if_any(value.impairment),
         is_down=value.is_down,
+        outside=value.outside,
         paths=[lan_pb2.LanPath(underlay=each.underlay, kind=_PATHS[each.kind], detail=text(each.detail)) for each in view.paths],
     )
 

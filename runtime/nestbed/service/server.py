@@ -33,6 +33,7 @@ from nestbed.service.agents import Agents
 from nestbed.service.authorize import Role
 from nestbed.service.containers import Containers
 from nestbed.service.experiments import ExperimentCalls
+from nestbed.service.extension import Extensions
 from nestbed.service.gate import Gate, connections_max
 from nestbed.service.health import Health
 from nestbed.service.identity import Identify, behind_gate, by_certificate
@@ -152,8 +153,10 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
         servers: list[Server] = []
         experiments = experiments_of(node, run_dir, tls)
         branches = Branches(node)
-        forward = Forward(branches)
+        extensions = Extensions(node, branches)
+        forward = Forward(branches, extensions.around)
         stack.push_async_callback(branches.aclose)
+        stack.push_async_callback(extensions.aclose)
         stack.callback(_close, gates)
         stack.push_async_callback(_stop, servers)
         stack.callback(_shut, gates)
@@ -178,6 +181,7 @@ async def serving(node: Node, run_dir: Path, *, listen: Sequence[Listen] = (), t
             addresses += _bind_tcp(servers[-1], listen, tls)
         for server in servers:
             await server.grpc.start()
+        extensions.open()
         branches.open()
         for gate in gates:  # last: whoever connects is served
             gate.open()

@@ -41,7 +41,6 @@ class FakeKernel:
         self.control: Lan | None = None
         self._failures: dict[str, list[NestbedError]] = {}
         self.nested: Lan | None = None
-        self._failures: dict[str, NestbedError] = {}
         self._pids = itertools.count(1000)
 
     def fail_next(self, method: str, error: NestbedError, *, times: int = 1) -> None:

@@ -39,7 +39,10 @@ class FakePlane:
         self.listener = None
 
     def underlays(self) -> Sequence[Underlay]:
-        return self.found
+        nested = self.kernel.nested
+        if nested is None:
+            return self.found
+        return (*self.found, Underlay(nested.bridge, exists=True, is_up=True, has_multicast=True, address="198.18.0.1", mtu=nested.mtu))
 
     async def create(self, lan: Lan) -> None:
         self.kernel.check("bridge")

@@ -153,6 +153,7 @@ class Lan(_message.Message):
     PATHS_FIELD_NUMBER: _builtins.int
     IMPAIRMENT_FIELD_NUMBER: _builtins.int
     IS_DOWN_FIELD_NUMBER: _builtins.int
+    OUTSIDE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique for ever."""
     name: _builtins.str
@@ -171,6 +172,8 @@ class Lan(_message.Message):
     """TTL of the datagrams."""
     is_down: _builtins.bool
     """Whether NICs that join have their cable unplugged: the whole LAN was set down."""
+    outside: _builtins.bool
+    """Whether it is a LAN of the node outside of this one's virtual machine, which hands out its addresses."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for selection."""
@@ -213,10 +216,11 @@ class Lan(_message.Message):
         paths: _abc.Iterable[Global___LanPath] | None = ...,
         impairment: _traffic_pb2.Impairment | None = ...,
         is_down: _builtins.bool = ...,
+        outside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "impairment", b"impairment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "group", b"group", "id", b"id", "impairment", b"impairment", "is_down", b"is_down", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "paths", b"paths", "peers", b"peers", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "create_time", b"create_time", "group", b"group", "id", b"id", "impairment", b"impairment", "is_down", b"is_down", "labels", b"labels", "members", b"members", "mtu", b"mtu", "name", b"name", "outside", b"outside", "paths", b"paths", "peers", b"peers", "subnet", b"subnet", "subnet6", b"subnet6", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +363,54 @@ class CreateLanResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateLanResponse: _TypeAlias = CreateLanResponse  # noqa: Y015
+
+@_typing.final
+class ExtendLanRequest(_message.Message):
+    """ExtendLanRequest holds a LAN as the node outside has it, and those of its members that are not on this node nor inside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lan(self) -> Global___Lan:
+        """Its id, name, subnets, MTU, labels, group, peers, TTL, impairment and cables; and those members."""
+
+    def __init__(
+        self,
+        *,
+        lan: Global___Lan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendLanRequest: _TypeAlias = ExtendLanRequest  # noqa: Y015
+
+@_typing.final
+class ExtendLanResponse(_message.Message):
+    """ExtendLanResponse holds the LAN as it is here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lan(self) -> Global___Lan:
+        """The LAN."""
+
+    def __init__(
+        self,
+        *,
+        lan: Global___Lan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lan", b"lan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendLanResponse: _TypeAlias = ExtendLanResponse  # noqa: Y015
 
 @_typing.final
 class GetLanRequest(_message.Message):

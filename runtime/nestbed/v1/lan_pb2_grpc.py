@@ -50,6 +50,11 @@ class LanServiceStub:
                 request_serializer=nestbed_dot_v1_dot_lan__pb2.ListLansRequest.SerializeToString,
                 response_deserializer=nestbed_dot_v1_dot_lan__pb2.ListLansResponse.FromString,
                 _registered_method=True)
+        self.ExtendLan = channel.unary_unary(
+                '/nestbed.v1.LanService/ExtendLan',
+                request_serializer=nestbed_dot_v1_dot_lan__pb2.ExtendLanRequest.SerializeToString,
+                response_deserializer=nestbed_dot_v1_dot_lan__pb2.ExtendLanResponse.FromString,
+                _registered_method=True)
         self.DeleteLan = channel.unary_unary(
                 '/nestbed.v1.LanService/DeleteLan',
                 request_serializer=nestbed_dot_v1_dot_lan__pb2.DeleteLanRequest.SerializeToString,
@@ -117,6 +122,13 @@ class LanServiceServicer:
 
     def ListLans(self, request, context):
         """ListLans gives LANs by page, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendLan(self, request, context):
+        """ExtendLan has a LAN of the node outside of this one's virtual machine on this node, too, or brings it up to date; that node calls it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,6 +214,11 @@ def add_LanServiceServicer_to_server(servicer, server):
                     servicer.ListLans,
                     request_deserializer=nestbed_dot_v1_dot_lan__pb2.ListLansRequest.FromString,
                     response_serializer=nestbed_dot_v1_dot_lan__pb2.ListLansResponse.SerializeToString,
+            ),
+            'ExtendLan': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendLan,
+                    request_deserializer=nestbed_dot_v1_dot_lan__pb2.ExtendLanRequest.FromString,
+                    response_serializer=nestbed_dot_v1_dot_lan__pb2.ExtendLanResponse.SerializeToString,
             ),
             'DeleteLan': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteLan,
@@ -331,6 +348,33 @@ class LanService:
             '/nestbed.v1.LanService/ListLans',
             nestbed_dot_v1_dot_lan__pb2.ListLansRequest.SerializeToString,
             nestbed_dot_v1_dot_lan__pb2.ListLansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendLan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nestbed.v1.LanService/ExtendLan',
+            nestbed_dot_v1_dot_lan__pb2.ExtendLanRequest.SerializeToString,
+            nestbed_dot_v1_dot_lan__pb2.ExtendLanResponse.FromString,
             options,
             channel_credentials,
             insecure,

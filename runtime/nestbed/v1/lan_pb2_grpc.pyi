@@ -22,6 +22,8 @@ class LanServiceStub:
     """GetLan gives one LAN."""
     ListLans: _aio.UnaryUnaryMultiCallable[_lan_pb2.ListLansRequest, _lan_pb2.ListLansResponse]
     """ListLans gives LANs by page, oldest first."""
+    ExtendLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.ExtendLanRequest, _lan_pb2.ExtendLanResponse]
+    """ExtendLan has a LAN of the node outside of this one's virtual machine on this node, too, or brings it up to date; that node calls it."""
     DeleteLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.DeleteLanRequest, _lan_pb2.DeleteLanResponse]
     """DeleteLan removes a LAN that has no members."""
     ConnectLan: _aio.UnaryUnaryMultiCallable[_lan_pb2.ConnectLanRequest, _lan_pb2.ConnectLanResponse]
@@ -67,6 +69,14 @@ class LanServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_lan_pb2.ListLansRequest, _abc.Awaitable[_lan_pb2.ListLansResponse]],
     ) -> _abc.Awaitable[_lan_pb2.ListLansResponse]:
         """ListLans gives LANs by page, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ExtendLan(
+        self,
+        request: _lan_pb2.ExtendLanRequest,
+        context: _aio.ServicerContext[_lan_pb2.ExtendLanRequest, _abc.Awaitable[_lan_pb2.ExtendLanResponse]],
+    ) -> _abc.Awaitable[_lan_pb2.ExtendLanResponse]:
+        """ExtendLan has a LAN of the node outside of this one's virtual machine on this node, too, or brings it up to date; that node calls it."""
 
     @_abc_1.abstractmethod
     def DeleteLan(

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 from nestbed import errors
 from nestbed.client import Client
 from nestbed.errors import NestbedError
+from nestbed.lanmodel import Underlay
 from nestbed.model import Kind
 from nestbed.nesting import naming
 from nestbed.service.server import ADMIN_SOCKET, OPERATOR_SOCKET, Listen, Tls, serving
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2
+from nestbed.v1.traffic_pb2 import Impairment
 
 SLEEP = ("sleep", "1000")
 
@@ -49,6 +52,7 @@ async def dig(nest: Nest, stack: contextlib.AsyncExitStack, new_site: Any, folde
     door = await stack.enter_async_context(contextlib.AsyncExitStack())
     addresses = await door.enter_async_context(serving(inner.node, inner.folder, listen=[Listen("127.0.0.1", 0)], tls=tls))
     outer.kernel.containers[machine.id].node_address = addresses[-1].removeprefix("tcp://")
+    inner.plane.found = (Underlay("underlay", exists=True, is_up=True, has_multicast=True, address="198.18.0.2", mtu=9216),)
     nest.doors.append(door)
     nest.sites.append(inner)
     nest.machines.append(machine.id)
@@ -210,6 +214,126 @@ async def test_only_the_node_outside_is_let_in(nest: Nest, tmp_path: Path) -> No
             await client.info()
     for path in (nest.sites[0].node.state_dir / "authority").iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+# ---------------------------------------------------------------- LANs over all depths
+
+
+def on_lan(name: str, *addresses: str) -> api.ContainerSpec:
+    made = spec(name)
+    made.nics.add(lan="lan0", addresses=addresses)
+    return made
+
+
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again, at most for some seconds."""
+    async with asyncio.timeout(5):
+        while not await is_so():
+            continue
+
+
+async def is_equal(asked: Awaitable[object], wanted: object) -> bool:
+    return await asked == wanted
+
+
+async def members_of(client: Client, lan: str = "lan0") -> list[str]:
+    return [member.container for member in (await client.get_lan(lan)).members]
+
+
+async def until_in_hosts(site: Any, client: Client, name: str, line: str) -> None:
+    """Wait until the hosts file of a container has the line."""
+    container = site.kernel.containers[site.node.container(name).spec.id]
+
+    async def is_there() -> bool:
+        await client.info(with_abilities=False)
+        return line in container.hosts
+
+    await until(is_there)
+
+
+async def test_a_lan_reaches_inside_with_addresses_of_the_outermost_node(deep: Nest) -> None:
+    outside, middle, inside = deep.clients
+    lan = await outside.create_lan("lan0", subnet="10.5.0.0/24", mtu=1400)
+    assert (await outside.create_container(on_lan("db"), start=True)).nics[0].addresses == ["10.5.0.1/24"]
+    deepest = await outside.create_container(on_lan("vm1/vm2/web"), start=True)
+    assert deepest.nics[0].addresses == ["10.5.0.2/24"]
+    assert (await outside.create_container(on_lan("vm1/mid"), start=True)).nics[0].addresses == ["10.5.0.3/24"]
+    for client in (middle, inside):
+        there = await client.get_lan("lan0")
+        assert (there.id, there.subnet, there.mtu, there.outside) == (lan.id, "10.5.0.0/24", 1400, True)
+        assert there.group == (await outside.get_lan("lan0")).group != ""
+    members = (await outside.get_lan("lan0")).members
+    assert [(member.container, list(member.nic.addresses)) for member in members] == [
+        ("db", ["10.5.0.1/24"]),
+        ("vm1/vm2/web", ["10.5.0.2/24"]),
+        ("vm1/mid", ["10.5.0.3/24"]),
+    ]
+    assert [one.name for one in await outside.list_lans()] == ["lan0"]
+    for site, client, name in zip(deep.sites, deep.clients, ("db", "mid", "web"), strict=True):
+        for line in ("10.5.0.1\tdb", "10.5.0.2\tweb", "10.5.0.3\tmid"):
+            await until_in_hosts(site, client, name, line)
+
+
+async def test_addresses_inside_clash_with_nobodys(nest: Nest) -> None:
+    outside, inside = nest.clients
+    await outside.create_lan("lan0", subnet="10.5.0.0/24")
+    await outside.create_container(on_lan("vm1/web", "10.5.0.1/24"))
+    assert (await outside.create_container(on_lan("db"))).nics[0].addresses == ["10.5.0.2/24"]
+    with pytest.raises(errors.AlreadyExists):
+        await outside.create_container(on_lan("vm1/other", "10.5.0.2/24"))
+    with pytest.raises(errors.WrongState) as refused:  # asked inside: nobody there knows what is taken
+        await inside.create_container(on_lan("x"))
+    assert refused.value.reason == "ADDRESSES_FROM_OUTSIDE"
+    with pytest.raises(errors.WrongState):
+        await outside.delete_lan("lan0")
+    await outside.delete_container("vm1/web")
+    await until(lambda: is_equal(members_of(outside), ["db"]))
+    assert (await outside.create_container(on_lan("vm1/new"))).nics[0].addresses == ["10.5.0.1/24"]
+
+
+async def test_a_refused_container_inside_keeps_no_address(nest: Nest) -> None:
+    outside = nest.clients[0]
+    await outside.create_lan("lan0", subnet="10.5.0.0/24")
+    bad = on_lan("vm1/web")
+    bad.process.mounts.add(source="/nowhere", destination="/x")
+    with pytest.raises(errors.NotFound):
+        await outside.create_container(bad)
+    assert list((await outside.get_lan("lan0")).members) == []
+    assert (await outside.create_container(on_lan("vm1/web"))).nics[0].addresses == ["10.5.0.1/24"]
+
+
+async def test_connecting_and_disconnecting_inside(nest: Nest) -> None:
+    outside = nest.clients[0]
+    await outside.create_lan("lan0", subnet="10.5.0.0/24")
+    await outside.create_container(spec("vm1/web"))
+    assert (await outside.connect_lan("vm1/web", api.NicSpec(lan="lan0"))).addresses == ["10.5.0.1/24"]
+    await until(lambda: is_equal(members_of(outside), ["vm1/web"]))
+    await outside.disconnect_lan("vm1/web", "lan0")
+    await until(lambda: is_equal(members_of(outside), []))
+    await outside.delete_lan("lan0")
+    await until(lambda: is_equal(nest.clients[1].list_lans(), []))
+
+
+async def test_a_lan_s_impairment_is_in_force_inside(nest: Nest) -> None:
+    outside = nest.clients[0]
+    await outside.create_lan("lan0", subnet="10.5.0.0/24")
+    await outside.create_container(on_lan("vm1/web"))
+    await outside.set_impairment("lan0", Impairment(delay_us=2000))
+
+    async def is_delayed() -> bool:
+        return (await nest.clients[1].get_lan("lan0")).impairment.delay_us == 2000
+
+    await until(is_delayed)
+
+
+async def test_members_inside_are_on_record(nest: Nest) -> None:
+    """What was handed out is known before the node inside answers again."""
+    outside = nest.clients[0]
+    await outside.create_lan("lan0", subnet="10.5.0.0/24")
+    await outside.create_container(on_lan("vm1/web"))
+    record = nest.sites[0].node.state_dir / "containers" / nest.machines[0] / "elsewhere.json"
+    (entry,) = json.loads(record.read_bytes())["entries"]
+    assert (entry["name"], entry["nics"][0]["addresses"]) == ("web", ["10.5.0.1/24"])
 
 
 # ---------------------------------------------------------------- everything
