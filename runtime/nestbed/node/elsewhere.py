@@ -193,6 +193,6 @@ def members_outside(members: Collection[LanMember]) -> list[LanMember]:
         for address in member.nic.addresses:
             parse_interface(address)
     return [
-        dataclasses.replace(member, nic=dataclasses.replace(member.nic, port=f"outside/{number}/{member.nic.mac}", bridge=""))
+        LanMember("", f"../{member.container}", dataclasses.replace(member.nic, port=f"../{number}/{member.nic.mac}", bridge=""))
         for number, member in enumerate(members)
     ]

@@ -187,8 +187,8 @@ class Segment:
 
     def join(self, member: LanMember) -> None:
         """Make it a member; its addresses may be taken already."""
-        self._members[member.nic.port] = member
         self._take_in(member)
+        self._members[member.nic.port] = member
 
     def leave(self, port: str) -> None:
         """Let the member at ``port`` go, with its addresses and MAC. Idempotent."""
