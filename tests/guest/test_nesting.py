@@ -93,6 +93,66 @@ def test_secrets_of_the_node_outside_are_not_in_the_guest(nest: Site) -> None:
     assert nest.inside("vm1/db", "sh", "-c", "ls -A /run; ls /sys/fs/cgroup | wc -l").split()[-1] == "0"
 
 
+HEAR = """
+import socket, sys
+heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+heard.bind(('', 5000))
+heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('239.5.5.5') + socket.inet_aton('0.0.0.0'))
+heard.settimeout(100)
+missing = {f'{kind} {name}'.encode() for name in sys.argv[1:] for kind in ('all', 'many')}
+while missing:
+    missing.discard(heard.recv(100))
+"""
+SAY = """
+import socket, sys
+said = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+said.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+said.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+said.sendto(b'all ' + sys.argv[1].encode(), ('10.5.0.255', 5000))
+said.sendto(b'many ' + sys.argv[1].encode(), ('239.5.5.5', 5000))
+"""
+SERVE = """
+import socket
+server = socket.create_server(('', 6000))
+for _ in range({count}):
+    connection, _ = server.accept()
+    print(len(b''.join(iter(lambda: connection.recv(65536), b''))))
+"""
+SEND = "import socket,sys;s=socket.create_connection((sys.argv[1],6000));s.sendall(b'x'*100000)"
+
+
+def test_a_lan_of_a_machine_and_two_processes_in_another_one(nest: Site) -> None:
+    """The page's second realisation: two virtual machines, one of which only holds the two processes. Everybody reaches everybody."""
+    nest.nbctl("run", "qemu", "--name", "vm", "--memory", "192m", "--lan", "lan0")
+    for name in ("vm1/a", "vm1/b"):
+        nest.nbctl("run", "process", "-d", "--name", name, "--lan", "lan0", "--", "sleep", "1000")
+    members = {"vm": "vm", "a": "vm1/a", "b": "vm1/b"}
+    listed = json.loads(nest.nbctl("-o", "json", "lan", "inspect", "lan0"))["members"]
+    assert sorted(member["container"] for member in listed) == ["vm", "vm1/a", "vm1/b", "web"]
+    for source, path in members.items():
+        for name in members.keys() - {source}:
+            assert "1 received" in nest.inside(path, "ping", "-4", "-c", "1", "-W", "10", name)
+            assert "1 received" in nest.inside(path, "ping", "-6", "-c", "1", "-W", "10", name)
+    others = len(members) - 1
+    serving = [
+        nest.begin("exec", path, "--", "python3", "-u", "-c", SERVE.format(count=others), stdout=subprocess.PIPE)
+        for path in members.values()
+    ]
+    hearing = [nest.begin("exec", path, "--", "python3", "-c", HEAR, *(members.keys() - {name})) for name, path in members.items()]
+    for path in members.values():
+        nest.until_listening(path, 6000)
+        nest.until_listening(path, 5000, "u")
+    for source, path in members.items():
+        nest.inside(path, "python3", "-c", SAY, source)
+        for name in members.keys() - {source}:
+            nest.inside(path, "python3", "-c", SEND, name)
+    for server in serving:
+        assert server.communicate(timeout=60)[0].split() == [b"100000"] * others
+    assert [listener.wait(timeout=60) for listener in hearing] == [0] * len(members)
+    nest.nbctl("rm", "-f", "vm", "vm1/a", "vm1/b")
+    assert nest.nbctl("audit").startswith("clean")
+
+
 def test_a_node_inside_that_is_killed_comes_back_and_its_containers_run_on(nest: Site) -> None:
     before = nest.inspect("vm1/db")["pid"]
     nest.inside("vm1", "pkill", "-KILL", "-f", "nestbedd --name")
