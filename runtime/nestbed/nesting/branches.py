@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
 
 from nestbed.client.status import from_rpc
-from nestbed.errors import NestbedError, NotFound, Unavailable, WrongState
+from nestbed.errors import NestbedError, NotFound, Unavailable, WrongState, shown
 from nestbed.lanmodel import Nic
 from nestbed.log import fields
 from nestbed.model import NestedNode
@@ -382,11 +382,14 @@ class Branches:
         Raises:
             as ``Node.find_nested`` and ``Branch.ready``.
         """
-        machine = self._node.find_nested(ref)
+        try:
+            machine = self._node.find_nested(ref)
+        except NotFound as error:
+            raise _no_node(ref) from error
         self._sync()
         branch = self._branches.get(machine.id)
         if branch is None:
-            raise NotFound(f"there is no node {machine.name}", reason="NODE_NOT_FOUND", remedy="see `nbctl node ls`", node=machine.name)
+            raise _no_node(machine.name)
         await branch.ready()
         return branch
 
@@ -409,3 +412,12 @@ class Branches:
                 self._branches[machine.id] = Branch(self._node, machine, self._on_ready)
             elif branch.machine != machine:
                 branch.look_again(machine)
+
+
+def _no_node(name: str) -> NotFound:
+    return NotFound(
+        f"there is no node {shown(name)}",
+        reason="NODE_NOT_FOUND",
+        remedy="see `nbctl node ls`; what stands before a / is a node's name, and no name has a / of its own",
+        node=shown(name),
+    )
