@@ -1,7 +1,7 @@
 """Three LANs joined by two routers, an IRC server with three clients, a web server and a client: all processes, all real software.
 
-Run through ``hack/demo``. It starts a daemon of its own in a fresh network namespace, drives it with nbctl as a person would, and
-leaves nothing behind.
+Run it with the Python of ``.venv`` (``hack/setup``). It starts a daemon of its own in a fresh network namespace, drives it with nbctl as a
+person would, and leaves nothing behind.
 """
 
 from __future__ import annotations
