@@ -14,6 +14,7 @@ from typing import Any
 from nestbed.experiment import ptopo as ptopo_file
 from nestbed.experiment import vtopo as vtopo_file
 from nestbed.experiment.addresses import address
+from nestbed.experiment.emulab import BootFiles
 from nestbed.experiment.files import PlannedFile, planned
 from nestbed.experiment.names import HostsTexts
 from nestbed.experiment.placement import place
@@ -100,14 +101,15 @@ def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, sources: 
     wanted, source = ptopo_file.read(*ptopo) if ptopo else ptopo_file.only_local()
     placed = place(topology, wanted, source)
     nodes = {name: words for key, words in wanted.nodes.items() for name, _ in expand(key)}
-    paths = Paths(topology)
+    paths, boot = Paths(topology), BootFiles(topology)
     return Plan(
         name=topology.name,
         topology=topology,
         nodes=nodes,
         lans=_lans(topology, placed),
         elements={
-            element.name: _element(topology, element, placed[element.name], paths, sources or {}) for element in topology.elements.values()
+            element.name: _element(topology, element, placed[element.name], paths, sources or {}, boot)
+            for element in topology.elements.values()
         },
         hosts=HostsTexts(topology, paths),
     )
@@ -136,9 +138,13 @@ def _lans(topology: Topology, placed: dict[str, str]) -> dict[str, PlannedLan]:
     return found
 
 
-def _element(topology: Topology, element: Element, node: str, paths: Paths, sources: Mapping[str, bytes]) -> PlannedElement:
+def _element(
+    topology: Topology, element: Element, node: str, paths: Paths, sources: Mapping[str, bytes], boot: BootFiles
+) -> PlannedElement:
     words = element.words
     files = planned(element, sources, topology.source) if words.files else ()
+    if words.compat:
+        files += boot.planned(element)
     if words.startup:
         args: tuple[str, ...] = ("/bin/sh", "-c", _STARTUP, "startup", *words.startup)
     else:

@@ -183,6 +183,8 @@ def _conflict(words: ElementWords, routing: str) -> tuple[str, str] | None:
         (words.command and words.startup, "startup", "an element with `command` has no `startup`"),
         (words.ready.ended and not words.command, "ready", "an element without `command` never ends"),
         (words.image and words.kind != "qemu", "image", f"an element of kind {words.kind} has no image"),
+        (words.compat and words.kind != "qemu", "compat", f"an element of kind {words.kind} has no boot files"),
+        (words.compat and words.user not in ("", "root", "0"), "compat", "only root writes boot files into an element"),
         (words.routes and routing == "none", "routes", "there are no routes with `routing: none`"),
         (words.fs and words.kind != "process", "fs", f"an element of kind {words.kind} has file systems of its own"),
         (words.fs and words.fs.partition("=")[0] not in FS_MODES, "fs", f"fs cannot be {shown(words.fs)}"),

@@ -16,6 +16,9 @@ KINDS = ("process", "qemu", "machine")
 ROUTINGS = ("static", "manual", "none")
 NO_SUBNET = "none"
 
+DEFAULT_PROJECT = "nestbed"
+"""Of `compat: emulab`."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 _PATH_MAX = 1024
@@ -78,6 +81,13 @@ def _owner(text: str) -> tuple[int, int]:
     if not all(number.isascii() and number.isdecimal() and len(number) < 10 for number in numbers):
         raise ValueError("is no number of a user, or two of a user and a group")
     return int(numbers[0]), int(numbers[1])
+
+
+def _compat(text: str) -> str:
+    kind, _, project = text.partition(":")
+    if kind != "emulab" or not _NAME.fullmatch(project or DEFAULT_PROJECT):
+        raise ValueError("is neither emulab nor emulab:PROJECT")
+    return f"{kind}:{project or DEFAULT_PROJECT}"
 
 
 def _restart(text: str) -> tuple[str, int]:
@@ -219,6 +229,11 @@ class ElementWords:
     image: str = word(TEXT, "disk image of a qemu element; the node's own root unless given", "")
     labels: dict[str, str] = word(MapOf(TEXT, TEXT), "labels to select by", {})
     control: bool | None = word(FLAG, "whether it has a NIC on its node's control network: if it is a virtual machine, unless given", None)
+    compat: str = word(
+        Scalar("emulab, or emulab:PROJECT", _compat, {"type": "string"}),
+        "whose boot files a qemu element has: emulab's in /var/emulab/boot; none unless given",
+        "",
+    )
     forward: bool | None = word(FLAG, "whether it forwards packets: if it has several NICs, unless given", None)
     routes: tuple[RouteWords, ...] = word(ListOf(Record(RouteWords)), "routes of its own, beside the computed ones", ())
     after: tuple[str, ...] = word(ListOf(NAMES), "elements (or ranges) that must be ready before it starts", ())
