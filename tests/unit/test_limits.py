@@ -103,6 +103,21 @@ def test_without_a_limit_of_memory_the_v1_hierarchy_is_not_joined(tmp_path: Path
     assert (tmp_path / "cpu" / f"nestbed-{NODE}" / other).exists()
 
 
+def test_without_limits_of_their_own_containers_share_one_of_memory(tmp_path: Path) -> None:
+    cgroups = v1_host(tmp_path)
+    shared = tmp_path / "memory" / f"nestbed-{NODE}" / "memory"
+    fill(shared, "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    cgroups.tree.open(512 << 20)
+    assert (shared / "memory.limit_in_bytes").read_text() == (shared / "memory.memsw.limit_in_bytes").read_text() == str(512 << 20)
+    assert cgroups.membership(ID, Resources()).cgroups[-1] == str(shared)
+    assert str(shared) not in cgroups.membership(ID, Resources(memory_bytes=64 << 20)).cgroups
+    assert ("memory", "memory") not in set(cgroups.listing())
+    before = Resources(memory_bytes=64 << 20)
+    cgroups.create(ID, before)
+    cgroups.update(ID, Resources(), before=before)
+    assert (tmp_path / "memory" / f"nestbed-{NODE}" / ID / "memory.limit_in_bytes").read_text().startswith(str(512 << 20))
+
+
 def test_a_v1_limit_of_memory_is_taken_away_again(tmp_path: Path) -> None:
     cgroups = v1_host(tmp_path)
     before = Resources(memory_bytes=64 << 20)

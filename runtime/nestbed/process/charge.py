@@ -49,6 +49,8 @@ class Charge:
         self._record.sources = lambda: tuple(self._outlet.sources) if self._outlet else ()
         self._stands_for = 0
         """The signal for which SIGKILL was sent in this run, if any."""
+        self._was_killed = False
+        """Whether SIGKILL was sent in this run: then it is not the kernel that ended it for want of memory, which others may share."""
         self._restarts = Restarts()
         self._ours = True
         self._netns_fd = -1
@@ -128,7 +130,7 @@ class Charge:
         if birth is None:
             birth = Birth(self._keeper, launch, self._netns_fd)
         self._memory.begin(launch)
-        self._stands_for = 0
+        self._stands_for, self._was_killed = 0, False
         self._starting = True
         self._hold_report()
         self._record.started_at = time.time()
@@ -213,7 +215,7 @@ class Charge:
             return
         if status == signal.SIGKILL and self._stands_for:
             status = self._stands_for
-        self._record.exit = exit_record(status, oom=self._memory.has_killed())
+        self._record.exit = exit_record(status, oom=self._memory.has_killed() and not self._was_killed)
         os.close(self._pidfd)
         self._pidfd = -1
         if self._outlet is not None:
@@ -313,6 +315,7 @@ class Charge:
         """Send a signal to the first process, or SIGKILL where the kernel would not deliver one that ends a process."""
         if signals.is_swallowed(self._record.pid, number):
             self._stands_for, number = number, signal.SIGKILL
+        self._was_killed = self._was_killed or number == signal.SIGKILL
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 

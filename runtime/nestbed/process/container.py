@@ -106,7 +106,7 @@ class ProcessRuntime:
         with translated(f"making {self._bundles_dir}", path=self._bundles_dir):
             self._bundles_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         tree = Tree(self._node_id, detect())
-        tree.open()
+        tree.open(self._defaults.memory_bytes)
         ports = Ports(self._node_id, self._port_hook)
         ports.open()
         keeper = KeeperClient(run_dir=self._run_dir, bundles_dir=self._bundles_dir, on_event=self._on_event, on_gone=self._on_gone)
@@ -256,8 +256,8 @@ class ProcessRuntime:
     def _limited(self, asked: Resources) -> Resources:
         tree = self._tree
         pids = asked.pids if asked.pids is not None or not tree.can("pids") else self._defaults.pids
-        memory = asked.memory_bytes if asked.memory_bytes is not None or not tree.can("memory") else self._defaults.memory_bytes
-        return replace(asked, pids=pids, memory_bytes=memory)
+        needs_memory = asked.memory_bytes is None and tree.can("memory") and tree.shared_memory is None
+        return replace(asked, pids=pids, memory_bytes=self._defaults.memory_bytes if needs_memory else asked.memory_bytes)
 
     @staticmethod
     def _user(text: str, root_fd: int | None) -> User:

@@ -15,6 +15,8 @@ from nestbed.errors import InvalidArgument
 from nestbed.linux.mount import unescape
 
 ID = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
+SHARED = ("devices", "memory")
+"""Hierarchies in which containers are in one cgroup of the node's together, which is called as they are."""
 _V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio", "devices", "freezer")
 _V2_CONTROLLERS = ("cpu", "memory", "pids", "io")
 _DEVICES = (
@@ -89,9 +91,15 @@ class Tree:
         self._v2_offers = hierarchies.v2_controllers
         self._trouble = ""
         self.has_kill = self.has_freeze = False
+        self.shared_memory: Path | None = None
+        """The v1 cgroup that limits the memory of all containers without a limit of their own together, and how much that is."""
+        self.shared_memory_bytes: int | None = None
 
-    def open(self) -> None:
-        """Make the node's cgroups and switch the controllers on. Idempotent. What cannot be had is told by :meth:`lacks`."""
+    def open(self, memory_bytes: int | None = None) -> None:
+        """Make the node's cgroups and switch the controllers on. Idempotent. What cannot be had is told by :meth:`lacks`.
+
+        Where memory is limited in a v1 hierarchy, containers without a limit of their own share ``memory_bytes``.
+        """
         if self.v2 is not None:
             base = self.v2 / self.base
             try:
@@ -110,11 +118,13 @@ class Tree:
                 self._trouble = f"{mount / self.base}: {os.strerror(error.errno or 0).lower()}"
                 del self.v1[name]
         self._restrict_devices()
+        if memory_bytes is not None and self.has_v1_memory:
+            self._share_memory(memory_bytes)
 
     def close(self) -> None:
         """Remove the node's cgroups if they are empty: for a node without containers."""
         for _, path in self.bases():
-            for name in ("devices", ""):
+            for name in (*SHARED, ""):
                 try:
                     (path / name).rmdir()
                 except OSError:
@@ -165,6 +175,18 @@ class Tree:
             self._trouble = f"{shared}: {os.strerror(error.errno or 0).lower()}"
             del self.v1["devices"]
 
+    def _share_memory(self, limit: int) -> None:
+        shared = self.v1["memory"] / self.base / "memory"
+        try:
+            shared.mkdir(exist_ok=True)
+            write(shared / "memory.limit_in_bytes", str(limit))
+            if (shared / "memory.memsw.limit_in_bytes").exists():
+                write(shared / "memory.memsw.limit_in_bytes", str(limit))
+        except OSError as error:
+            self._trouble = f"{shared}: {os.strerror(error.errno or 0).lower()}"
+        else:
+            self.shared_memory, self.shared_memory_bytes = shared, limit
+
     @property
     def version(self) -> str:
         """``v1``, ``hybrid``, ``v2`` or ``none``."""
@@ -204,7 +226,7 @@ class Tree:
 
     @property
     def has_v1_memory(self) -> bool:
-        """Whether memory is limited in a v1 hierarchy. Containers without such a limit are not in it: it costs each of them a tenth of a
+        """Whether memory is limited in a v1 hierarchy. A container has a cgroup there for a limit of its own alone: each costs a tenth of a
         MiB and more, 8 bytes for every file system that was ever mounted on the machine at once (alloc_shrinker_info() in mm/shrinker.c).
         """
         return "memory" in self.v1 and "memory" not in self.v2_limits

@@ -25,7 +25,7 @@ from cgroupspy.controllers import BlkIOController, CpuAcctController, CpuControl
 
 from nestbed.errors import Busy, Deadline, HostLacks, InvalidArgument, translated
 from nestbed.model import Resources
-from nestbed.process.hierarchies import ID, Directory, Tree, write
+from nestbed.process.hierarchies import ID, SHARED, Directory, Tree, write
 
 PERIOD_US = 100_000
 _QUOTA_MIN_US = 1000
@@ -106,6 +106,8 @@ class Cgroups:
         cgroups = [str(path) for name, path in self._wanted(container, resources) if name != "unified"]
         if self.tree.filters_devices:
             cgroups.append(str(self.tree.v1["devices"] / self.tree.base / "devices"))
+        if self.tree.shared_memory is not None and resources.memory_bytes is None:
+            cgroups.append(str(self.tree.shared_memory))
         joined = tuple(dict.fromkeys(cgroups))
         return (
             Membership("", "", joined) if self.tree.v2 is None else Membership(f"{self.tree.base}/{container}", str(self.tree.v2), joined)
@@ -234,7 +236,7 @@ class Cgroups:
                     entries = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
             except FileNotFoundError:
                 continue
-            yield from ((name, entry) for entry in entries if not (name == "devices" and entry == "devices"))
+            yield from ((name, entry) for entry in entries if not (entry == name and name in SHARED))
 
     # ---- counters
 
@@ -244,6 +246,8 @@ class Cgroups:
         unified = directories.get("unified")
         read, written = self._io(directories)
         limit = self._memory(directories, "limit_in_bytes", "memory.max")
+        if limit is None:
+            limit = self.tree.shared_memory_bytes
         used = self._memory(directories, "usage_in_bytes", "memory.current")
         return Usage(
             cpu_seconds=self._cpu_seconds(directories),
@@ -373,6 +377,8 @@ class Cgroups:
             return
         path = directories["memory"]
         controller = MemoryController(Directory(path))
+        if limit is None:
+            limit = self.tree.shared_memory_bytes  # it stays in a cgroup of its own
         value = -1 if limit is None else limit
         # Memory with swap may never be less than memory alone: grow it first, shrink it last.
         swap = (path / "memory.memsw.limit_in_bytes").exists()
