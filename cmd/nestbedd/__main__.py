@@ -106,6 +106,7 @@ async def _run(settings: Settings) -> None:
             node_id=claim.node_id,
             file_systems=settings.file_systems,
             control_subnet=settings.control_subnet,
+            may_be_element=settings.machine_element,
         )
         stack.push_async_callback(node.aclose)
         await node.open()

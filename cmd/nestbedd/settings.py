@@ -29,6 +29,13 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+class YesNo(enum.StrEnum):
+    """Whether something is so."""
+
+    YES = "yes"
+    NO = "no"
+
+
 PORT = 7411
 _ONCE = "release_control_nic"
 """No setting, but what is to be done instead of serving."""
@@ -57,6 +64,7 @@ class Settings:
     file_systems: tuple[str, ...]
     control_subnet: str
     control_nic: str
+    machine_element: bool
     log_level: str
     release_control_nic: bool
 
@@ -125,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="take that NIC out of the control network again, and end: for a node whose daemon is stopped",
     )
+    parser.add_argument(
+        "--machine-element",
+        metavar="yes|no",
+        help="whether administrators may make this machine itself an element of experiments, with NICs on their LANs (no)",
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help=f"one of {', '.join(LogLevel)} (info)")
     parser.add_argument("--version", action="version", version=f"nestbedd {__version__}")
     return parser
@@ -144,6 +157,7 @@ def _defaults() -> dict[str, Any]:
         "file_systems": ["/home", "/proj", "/groups", "/share"],
         "control_subnet": "",
         "control_nic": "",
+        "machine_element": "no",
         "log_level": "info",
     }
 
@@ -198,6 +212,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         file_systems=tuple(str(_absolute("file_systems", path)) for path in values["file_systems"]),
         control_subnet=check_subnet(values["control_subnet"], 4) if values["control_subnet"] else "",
         control_nic=_control_nic(values["control_nic"], values["underlay"]),
+        machine_element=_one_of(YesNo, "machine_element", values["machine_element"]) is YesNo.YES,
         release_control_nic=bool(values.get(_ONCE)),
         log_level=_one_of(LogLevel, "log_level", values["log_level"]).value,
     )

@@ -95,7 +95,8 @@ class ProcessSpec:
     """What a process container runs and how it is confined.
 
     ``user`` is ``NAME|UID[:NAME|GID]``; ``rootfs`` goes with FsMode.ROOTFS; ``overlay_dir`` keeps the changes of
-    FsMode.OVERLAY ("" throws them away); capability names are upper case without ``CAP_``.
+    FsMode.OVERLAY ("" throws them away); capability names are upper case without ``CAP_``. With ``machine`` its network is the node's own:
+    its NICs are NICs of the machine.
     """
 
     args: tuple[str, ...]
@@ -112,6 +113,7 @@ class ProcessSpec:
     init: bool = False
     tty: bool = False
     stdin: bool = False
+    machine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +306,7 @@ class NodeInfo:
     abilities: tuple[Ability, ...]
     underlays: tuple[str, ...] = ()
     last_event: int = 0
+    may_be_element: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,3 +79,11 @@ def test_cables_are_plugged_in_and_out(machine, daemon) -> None:
     assert "nothing is named" in machine.nbctl("lan", "down").stderr
     assert "has no NIC eth7" in machine.nbctl("lan", "down", "--port", "web:eth7").stderr
     nbctl(machine, "audit")
+
+
+def test_the_node_answers_for_none_of_its_own_addresses(machine, daemon) -> None:
+    nbctl(machine, "lan", "create", "lan0", "--subnet", "10.5.0.0/24")
+    machine.run("ip", "address", "add", "10.5.0.200/32", "dev", "lo")
+    nbctl(machine, "run", "process", "-d", "--name", "web", "--lan", "lan0", "--", "sleep", "1000")
+    assert machine.nbctl("exec", "web", "--", "ping", "-c1", "-W1", "10.5.0.200").returncode == 1
+    assert "lladdr" not in nbctl(machine, "exec", "web", "--", "ip", "neigh", "show", "10.5.0.200")

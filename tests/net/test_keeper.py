@@ -138,7 +138,7 @@ class KeeperUser:
 
     def begin(self, *argv, **changes):
         id = self.bundle(*argv, **changes)
-        self.call("prepare", id=id)
+        self.call("prepare", id=id, machine=False)
         self.call("start", id=id)
         return id
 
@@ -205,7 +205,7 @@ def test_missing_program_and_program_that_is_none_name_the_step(keeper, tmp_path
     (tmp_path / "text").write_text("not a program")
     for word, number in (("no-such-program", errno.ENOENT), (str(tmp_path / "text"), errno.EACCES)):
         id = keeper.bundle(word)
-        keeper.call("prepare", id=id)
+        keeper.call("prepare", id=id, machine=False)
         with pytest.raises(Failed) as failure:
             keeper.call("start", id=id)
         assert (failure.value.step, failure.value.errno) == ("execve", number)
@@ -215,7 +215,7 @@ def test_missing_program_and_program_that_is_none_name_the_step(keeper, tmp_path
 @pytest.mark.parametrize("cwd", ["/proc/self/fd/3", "/proc/self/fd/5", "/proc/self/fd/9", "/nowhere"])
 def test_working_directory_cannot_be_a_descriptor_of_the_keeper(keeper, cwd):
     id = keeper.bundle("true", cwd=cwd)
-    keeper.call("prepare", id=id)
+    keeper.call("prepare", id=id, machine=False)
     with pytest.raises(Failed) as failure:
         keeper.call("start", id=id)
     assert failure.value.step == "cwd"
@@ -250,7 +250,7 @@ def test_restart_policy_counts_and_gives_up(keeper):
 
 def test_terminal_has_its_size_and_stdin(keeper):
     id = keeper.bundle("sh", "-c", "tty; stty size; read word; echo got $word", tty=True, rows=30, columns=100)
-    keeper.call("prepare", id=id)
+    keeper.call("prepare", id=id, machine=False)
     _, fds = keeper.call("start", id=id, keep=True)
     os.write(fds[1], b"word\n")
     keeper.event("exited", id)
@@ -283,7 +283,7 @@ def test_full_sink_holds_the_program_up_and_nothing_is_lost(keeper):
     keeper.call("attach", [write, other], id=id)
     os.close(write)
     os.close(other)
-    keeper.call("prepare", id=id)
+    keeper.call("prepare", id=id, machine=False)
     keeper.call("start", id=id)
     select.select([], [], [], 0.2)
     assert keeper.call("list")["containers"][id]["state"] == "running"
@@ -313,7 +313,7 @@ def test_new_keeper_takes_over_pipes_terminal_stdin_and_exit_status(keeper):
 
 def test_what_ended_without_a_keeper_keeps_its_status_and_last_words(keeper):
     id = keeper.bundle("sh", "-c", "sleep 0.3; echo last words; exit 7")
-    keeper.call("prepare", id=id)
+    keeper.call("prepare", id=id, machine=False)
     _, fds = keeper.call("start", id=id, keep=True)
     keeper.kill()
     select.select([fds[0]], [], [], WAIT_SECONDS)
@@ -379,7 +379,7 @@ def test_log_rotates_and_is_never_a_link(keeper, tmp_path):
     id = keeper.bundle("sh", "-c", script, log={"bytes_max": 65536, "files": 3})
     secret = tmp_path / "secret"
     secret.write_text("")
-    keeper.call("prepare", id=id)
+    keeper.call("prepare", id=id, machine=False)
     keeper.call("start", id=id)
     keeper.event("exited", id)
     assert sorted(path.name for path in (keeper.bundles / id).glob("log*")) == ["log", "log.1", "log.2"]
@@ -389,7 +389,7 @@ def test_log_rotates_and_is_never_a_link(keeper, tmp_path):
             (keeper.bundles / id / "log").symlink_to(secret)
         else:
             os.mkfifo(keeper.bundles / id / "log")
-        keeper.call("prepare", id=id)
+        keeper.call("prepare", id=id, machine=False)
         keeper.call("start", id=id)
         assert keeper.event("exited", id)["status"]["log_bytes_lost"] == len("words\n")
     assert secret.read_text() == ""

@@ -194,6 +194,7 @@ def _whole(one: Experiment) -> list[str]:
         for each in one.elements
     ]
     lines = [f"{one.name} is {_word('ExperimentState', one.state)}", *text.table(ELEMENT_HEADINGS, rows, width=output.width())]
+    lines += [f"node {node.name} is the element {node.element}, too" for node in one.nodes if node.element]
     lines += [f"node {node.name} cannot be reached: {text.escape(node.problem)}" for node in one.nodes if node.problem]
     return lines + [text.escape(line) for problem in one.problems for line in problem.split("\n")]
 

@@ -35,6 +35,15 @@ _STARTUP = f"""\
 echo "{STARTUP_DONE}$?"
 exec sleep infinity
 """
+_OF_MACHINE = (
+    ("ipv4/conf/{}/forwarding", "0"),
+    ("ipv4/conf/{}/rp_filter", "0"),
+    ("ipv4/conf/{}/arp_ignore", "1"),
+    ("ipv4/conf/{}/arp_announce", "2"),
+    ("ipv6/conf/{}/forwarding", "0"),
+    ("ipv6/conf/{}/accept_ra", "0"),
+)
+"""A machine answers for its NICs on LANs alone, forwards nothing from them, and takes no routes from there."""
 _LAN_TO_MODEL = {"rate": "rate_bps", "delay": "delay_us", "jitter": "jitter_us", "limit": "limit_frames"}
 
 
@@ -101,6 +110,7 @@ def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, sources: 
     wanted, source = ptopo_file.read(*ptopo) if ptopo else ptopo_file.only_local()
     placed = place(topology, wanted, source)
     nodes = {name: words for key, words in wanted.nodes.items() for name, _ in expand(key)}
+    _check_machines(topology, placed)
     paths, boot = Paths(topology), BootFiles(topology)
     return Plan(
         name=topology.name,
@@ -113,6 +123,20 @@ def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, sources: 
         },
         hosts=HostsTexts(topology, paths),
     )
+
+
+def _check_machines(topology: Topology, placed: Mapping[str, str]) -> None:
+    """A machine is one element."""
+    taken: dict[str, str] = {}
+    for element in topology.elements.values():
+        if element.words.kind == "machine" and (other := taken.setdefault(placed[element.name], element.name)) != element.name:
+            raise topology.source.mistake(
+                element.path,
+                f"{other} and {element.name} would both be the machine {placed[element.name]}",
+                reason="MACHINE_TAKEN",
+                remedy="place them on nodes of their own: `placement: fixed` of the ptopo",
+                node=placed[element.name],
+            )
 
 
 def understand(text: str, name: str) -> Topology:
@@ -166,6 +190,8 @@ def _sysctls(element: Element) -> tuple[tuple[str, str], ...]:
     packet comes (RFC 3704 explains why strict filtering would not).
     """
     wanted: dict[str, str] = {}
+    if element.words.kind == "machine":
+        return tuple(sorted((f"net/{where.format(nic.name)}", value) for nic in element.nics for where, value in _OF_MACHINE))
     if element.forwards:
         wanted["net.ipv4.ip_forward"] = "1"
         if any(":" in address for nic in element.nics for address in nic.addresses):

@@ -32,13 +32,21 @@ def summary(record: ExperimentRecord, plan: Plan | None) -> experiment_pb2.Exper
         name=record.name,
         state=_STATES[record.phase],
         problems=record.problems,
-        nodes=[experiment_pb2.ExperimentNode(name=name, address=words.address) for name, words in (plan.nodes if plan else {}).items()],
+        nodes=_nodes(plan) if plan else (),
         element_count=len(plan.elements) if plan else 0,
         lan_count=len(plan.lans) if plan else 0,
         start_time=started,
         rise_duration=took if record.seconds else None,
         files=[record.vtopo.name, *([record.ptopo.name] if record.ptopo else [])],
     )
+
+
+def _nodes(plan: Plan) -> list[experiment_pb2.ExperimentNode]:
+    machines = {planned.node: planned.name for planned in plan.elements.values() if planned.element.words.kind == "machine"}
+    return [
+        experiment_pb2.ExperimentNode(name=name, address=words.address, element=machines.get(name, ""))
+        for name, words in plan.nodes.items()
+    ]
 
 
 def whole(record: ExperimentRecord, plan: Plan, holdings: Holdings) -> experiment_pb2.Experiment:

@@ -12,7 +12,7 @@ Its source is handed to ``python3 -I -c``: it uses the standard library alone an
     many calls of one address each: ``{"address", "calls", "gap", "size", "packets", "pace", "skip"}``: small ones, ``gap`` seconds apart,
     whose answers are counted; then ``packets`` of ``size`` bytes, ``pace`` seconds apart: the rate of the answers once ``skip`` bytes came;
 ``ignored``
-    interfaces that are not the experiment's;
+    interfaces that are not the experiment's; with ``only`` all but those;
 ``look``
     whether to look around; without it targets are called twice at most, for the time, and nothing else is asked of them.
 
@@ -80,9 +80,9 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def own_interfaces(ignored: list[str]) -> dict[int, str]:
+def own_interfaces(ignored: list[str], only: list[str]) -> dict[int, str]:
     """The names of those that are looked at, by index."""
-    return {number: name for number, name in socket.if_nameindex() if name not in ("lo", *ignored)}
+    return {number: name for number, name in socket.if_nameindex() if name not in ("lo", *ignored) and (not only or name in only)}
 
 
 def interfaces(own: dict[int, str]) -> dict[str, dict[str, Any]]:
@@ -100,12 +100,13 @@ def interfaces(own: dict[int, str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def routes() -> dict[str, str]:
-    """Routes through a next hop, of the main table: destination to next hop."""
+def routes(only: dict[int, str]) -> dict[str, str]:
+    """Routes through a next hop, of the main table: destination to next hop. If ``only`` names interfaces, by these."""
     found = {}
     for fixed, given in dump(_RTM_GETROUTE):
         family, prefix, _, _, table, _, _, _, flags = struct.unpack("=BBBBBBBBI", fixed)
-        if 5 in given and table == 254 and not flags & _RTM_F_CLONED:
+        device = int.from_bytes(given.get(4, b""), "little")
+        if 5 in given and table == 254 and not flags & _RTM_F_CLONED and (not only or device in only):
             start = given.get(1, bytes(4 if family == socket.AF_INET else 16))
             found[f"{ipaddress.ip_address(start)}/{prefix}"] = str(ipaddress.ip_address(given[5]))
     return found
@@ -300,7 +301,7 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     targets, seconds = request["targets"], request["seconds"]
     called = [*targets, *(asked["address"] for asked in request["flows"])]
-    own = own_interfaces(request["ignored"])
+    own = own_interfaces(request["ignored"], request["only"])
     caller = Caller({6 if ":" in address else 4 for address in called}, own.values())
     heard = call_all(caller, targets, seconds, TRIES if request["look"] else 2)
     seen: dict[str, Any] = {"calls": heard, "flows": {asked["address"]: flow(caller, asked, seconds) for asked in request["flows"]}}
@@ -311,7 +312,7 @@ def main() -> None:
         seen |= {
             "hostname": socket.gethostname(),
             "interfaces": interfaces(own),
-            "routes": routes(),
+            "routes": routes(own if request["only"] else {}),
             "names": names(),
             "neighbours": neighbours(own),
             "heard": {name: sorted(macs) for name, macs in caller.heard.items()},

@@ -23,7 +23,10 @@ DIGEST = "nestbed.digest"
 KINDS: Mapping[str, api.ContainerKind.ValueType] = {
     "process": api.CONTAINER_KIND_PROCESS,
     "qemu": api.CONTAINER_KIND_QEMU,
+    "machine": api.CONTAINER_KIND_PROCESS,
 }
+_CONFIGURE = "NET_ADMIN"
+"""In the machine's own network it is not the element's to configure."""
 _FS: Mapping[str, api.FsMode.ValueType] = {
     "": api.FS_MODE_UNSPECIFIED,
     "host": api.FS_MODE_HOST,
@@ -51,10 +54,9 @@ def digests(plan: Plan) -> Digests:
     lans = {lan.name: digest([lan_request(plan, lan), impairment(lan.lan.words)]) for lan in plan.lans.values()}
     elements = {}
     for element in plan.elements.values():
-        if element.element.words.kind in KINDS:
-            hashed = hashlib.sha256(container_spec(plan, element).SerializeToString(deterministic=True))
-            hashed.update("".join(lans[nic.lan] for nic in element.element.nics).encode())
-            elements[element.name] = hashed.hexdigest()[:16]
+        hashed = hashlib.sha256(container_spec(plan, element).SerializeToString(deterministic=True))
+        hashed.update("".join(lans[nic.lan] for nic in element.element.nics).encode())
+        elements[element.name] = hashed.hexdigest()[:16]
     return Digests(elements, lans)
 
 
@@ -84,7 +86,6 @@ def kind(planned: PlannedElement) -> api.ContainerKind.ValueType:
         Unsupported: there is none.
     """
     words = planned.element.words
-    found = KINDS.get(words.kind)
     if words.image:
         raise Unsupported(
             f"element {planned.name} has the image {words.image}, and machines have the node's own root only",
@@ -93,15 +94,7 @@ def kind(planned: PlannedElement) -> api.ContainerKind.ValueType:
             element=planned.name,
             image=words.image,
         )
-    if found is None:
-        raise Unsupported(
-            f"element {planned.name} is of kind {words.kind}, which `up` does not make",
-            reason="KIND_NOT_OFFERED",
-            remedy="make it a process, or leave it out",
-            element=planned.name,
-            kind=words.kind,
-        )
-    return found
+    return KINDS[words.kind]
 
 
 def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
@@ -146,9 +139,10 @@ def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
                 for source, destination, read_only in words.mounts
             ],
             cap_add=words.cap_add,
-            cap_drop=words.cap_drop,
+            cap_drop=(*words.cap_drop, *([_CONFIGURE] if words.kind == "machine" and _CONFIGURE not in words.cap_add else [])),
             sysctls=dict(planned.sysctls),
-            init=bool(words.startup) and words.kind == "process",
+            init=bool(words.startup) and words.kind != "qemu",
+            machine=words.kind == "machine",
         ),
     )
 

@@ -19,6 +19,8 @@ from nestbed.lan.addressing import PORTS_MAX, derived_mac
 Words = TypeVar("Words")
 
 ELEMENTS_MAX = 100_000
+MACHINE_NIC = "exp"
+"""How the names of NICs of a machine begin, which has some already."""
 FS_MODES = ("host", "host-ro", "overlay", "rootfs")
 
 
@@ -60,7 +62,7 @@ class Element:
     @property
     def forwards(self) -> bool:
         """Whether it forwards packets between its LANs."""
-        return len(self.nics) > 1 if self.words.forward is None else self.words.forward
+        return len(self.nics) > 1 and self.words.kind != "machine" if self.words.forward is None else self.words.forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def _expanded(given: Mapping[str, Words], what: str, source: Source) -> list[tup
 def _nics(name: str, number: str, words: ElementWords, lans: Mapping[str, TopoLan], path: Path, source: Source) -> tuple[TopoNic, ...]:
     nics: list[TopoNic] = []
     taken = {nic.name for nic in words.nics if nic.name}
-    free = (f"eth{index}" for index in range(1 << 16))
+    prefix = MACHINE_NIC if words.kind == "machine" else "eth"
+    free = (f"{prefix}{index}" for index in range(1 << 16))
     ordinals: dict[str, int] = {}
     for index, nic in enumerate(words.nics):
         here = (*path, "nics", index)
@@ -185,8 +188,11 @@ def _conflict(words: ElementWords, routing: str) -> tuple[str, str] | None:
         (words.image and words.kind != "qemu", "image", f"an element of kind {words.kind} has no image"),
         (words.compat and words.kind != "qemu", "compat", f"an element of kind {words.kind} has no boot files"),
         (words.compat and words.user not in ("", "root", "0"), "compat", "only root writes boot files into an element"),
+        (words.kind == "machine" and words.sysctls, "sysctls", "an element that is a machine has no sysctls of its own"),
+        (words.kind == "machine" and words.forward, "forward", "an element that is a machine forwards nothing"),
+        (words.kind == "machine" and words.control, "control", "an element that is a machine has a control interface already"),
         (words.routes and routing == "none", "routes", "there are no routes with `routing: none`"),
-        (words.fs and words.kind != "process", "fs", f"an element of kind {words.kind} has file systems of its own"),
+        (words.fs and words.kind == "qemu", "fs", f"an element of kind {words.kind} has file systems of its own"),
         (words.fs and words.fs.partition("=")[0] not in FS_MODES, "fs", f"fs cannot be {shown(words.fs)}"),
     )
     return next(((at, fault) for is_so, at, fault in conflicts if is_so), None)

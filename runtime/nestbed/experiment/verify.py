@@ -148,6 +148,7 @@ class _Verification:
             "sizes": self._sizes,
             "flows": asked,
             "ignored": self._ignored.get(planned.name, []),
+            "only": [nic.name for nic in planned.element.nics] if planned.element.words.kind == "machine" else [],
             "look": look,
         }
         args = ["python3", "-I", "-c", inspect.getsource(probe), json.dumps(request)]

@@ -99,7 +99,8 @@ class Bridges:
             return self._rtnl.links()
 
     def _finish(self, lan: Lan) -> None:
-        self._rtnl.bring_up(lan.bridge, alias=self.alias(lan.id))
+        silent = rtnl.link_noarp(self._rtnl.link_index(lan.bridge))
+        self._rtnl.bring_up(lan.bridge, alias=self.alias(lan.id), first=[silent])
 
 
 def _occupied(lan: Lan) -> AlreadyExists:

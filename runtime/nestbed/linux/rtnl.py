@@ -28,7 +28,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR = 20, 21
-RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTNLGRP_LINK = 1
 
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
@@ -42,7 +42,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_INFO_KIND = 18, 20, 23, 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _RTM_SETLINK, _AF_BRIDGE, _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 19, 7, 0x800C, 33
-_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_IFF_UP, _IFF_RUNNING, _IFF_NOARP = 0x1, 0x40, 0x80
 _IFA_F_NODAD = 2
 _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8913, 0x8933
 
@@ -72,6 +72,10 @@ _RECEIVE_BYTES = 256 * 1024
 _ANSWER_BYTES = 8192
 _NLMSGHDR = struct.Struct("=IHHII")
 _FLAGS_OFFSET, _SEQUENCE_OFFSET = 6, 8
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTA_DST, _RTA_OIF = 1, 4
+_MAIN_TABLE, _RTN_UNICAST = 254, 1
+_ADDRESS_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _IFINFOMSG = struct.Struct("=BxHiII")
 _STATS64 = struct.Struct("=8Q")
 
@@ -101,6 +105,14 @@ class Counters:
     tx_frames: int
     tx_bytes: int
     tx_drops: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRoute:
+    """A route of the main table: where to, and by which device."""
+
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+    index: int
 
 
 Request = Any
@@ -173,6 +185,13 @@ def link_down(index: int) -> Request:
     message = ifinfmsg()
     message["index"], message["flags"], message["change"] = index, 0, _IFF_UP
     return _Template(_request(message, RTM_NEWLINK, 0, [])).fill()
+
+
+def link_noarp(index: int) -> Request:
+    """Have a device answer no ARP request: a bridge would, for every address that this network namespace has anywhere."""
+    message = ifinfmsg()
+    message["index"], message["flags"], message["change"] = index, _IFF_NOARP, _IFF_NOARP
+    return _request(message, RTM_NEWLINK, 0, [])
 
 
 def link_mtu(index: int, mtu: int) -> Request:
@@ -352,6 +371,20 @@ class Rtnl:
     def links(self) -> list[Link]:
         """Every device of the namespace."""
         return [_link(payload) for payload in self._dump_links(_RTEXT_FILTER_SKIP_STATS)]
+
+    def routes(self) -> list[KnownRoute]:
+        """The routes of the main table to single addresses and subnets, but for link-local and multicast ones."""
+        found = []
+        for payload in self.dump(RTM_GETROUTE, RTM_NEWROUTE, bytes(_RTMSG.size)):
+            family, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(payload)
+            attrs = attributes(payload[_RTMSG.size :])
+            if table != _MAIN_TABLE or kind != _RTN_UNICAST or family not in _ADDRESS_BYTES:
+                continue
+            start = bytes(attrs.get(_RTA_DST, bytes(_ADDRESS_BYTES[family])))
+            network = ipaddress.ip_network((start, length))
+            if not network.is_link_local and not network.is_multicast:
+                found.append(KnownRoute(network, _number(attrs.get(_RTA_OIF))))
+        return found
 
     def counters(self) -> list[Counters]:
         """The counters of every device of the namespace."""

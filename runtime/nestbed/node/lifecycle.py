@@ -12,7 +12,7 @@ from dataclasses import replace
 from nestbed.errors import CorruptState, NestbedError, WrongState
 from nestbed.log import fields
 from nestbed.model import ContainerRequest, ExitStatus, Kind, Mount, ProcessSpec, Spec, State, Status
-from nestbed.node import privilege, requests, wiring
+from nestbed.node import machine, privilege, requests, wiring
 from nestbed.node.agent.agent import Agent
 from nestbed.node.bounds import check_container, check_request_id
 from nestbed.node.control import ControlNetwork, is_wanted
@@ -65,6 +65,7 @@ class Lifecycle:
         runtime = self._parts.runtime(request.kind)
         if request.kind is Kind.QEMU and admin:
             request = replace(request, process=_with_testbed(request.process, self._parts.file_systems))
+        machine.check(request, self._parts.registry, is_permitted=self._parts.may_be_element)
         spec = self._plan(request)
         record = Record(spec, request_id, digest, privileged=bool(privilege.reasons(spec.process, spec.qemu)))
         held = Held(record, self._parts.store.bundle(spec.id))

@@ -76,9 +76,10 @@ class Node:
         node_id: str,
         file_systems: tuple[str, ...] = (),
         control_subnet: str = "",
+        may_be_element: bool = False,
     ) -> None:
         """``file_systems`` are the testbed's: an administrator's virtual machines share those that exist. ``control_subnet`` is that of the
-        control network; empty: one is chosen.
+        control network; empty: one is chosen. ``may_be_element``: the machine itself may be a member of LANs.
         """
         self._name = name
         self._run_dir = run_dir
@@ -88,7 +89,7 @@ class Node:
         registry = Registry(control_subnet)
         authority = Authority(state_dir / "authority", name)
         store, hosts = Store(state_dir), HostsFiles(registry)
-        self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems)
+        self._parts = Parts(registry, store, Events(), Operations(), hosts, plane, runtimes, authority, file_systems, may_be_element)
         self._impairments = Impairments(self._parts)
         control = ControlNetwork(registry, plane, node_id, control_subnet)
         self._agent = Agent(self._parts)
@@ -214,6 +215,7 @@ class Node:
             abilities=tuple(abilities),
             underlays=tuple(underlay.name for underlay in parts.plane.underlays()),
             last_event=parts.events.last,
+            may_be_element=parts.may_be_element,
         )
 
     def watch(self, *, after_sequence: int = 0, types: Sequence[str] = (), history: bool = False) -> AsyncIterator[tuple[Event, int]]:

@@ -35,6 +35,8 @@ class Parts:
     authority: Authority
     file_systems: tuple[str, ...] = ()
     """Directories of the testbed."""
+    may_be_element: bool = False
+    """Whether the machine itself may be a member of LANs."""
     lans_changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def runtime(self, kind: Kind) -> Runtime:

@@ -22,6 +22,8 @@ def reasons(spec: ProcessSpec, qemu: QemuSpec | None = None) -> list[str]:
         found.append("a directory of the node for its changes")
     if spec.cap_add:
         found.append("added capabilities")
+    if spec.machine:
+        found.append("the node's own network")
     if qemu is not None and qemu.node:
         found.append("a node inside")
     return found

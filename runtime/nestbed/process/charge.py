@@ -79,10 +79,10 @@ class Charge:
 
     # ---- network namespace
 
-    def prepare(self) -> Answer:
+    def prepare(self, *, is_machine: bool) -> Answer:
         """Make the network namespace, or give the one there is; and let the program's process set itself up meanwhile."""
         if self._netns_fd < 0:
-            self._netns_fd = self._keeper.netns.take()
+            self._netns_fd = self._keeper.netns.own() if is_machine else self._keeper.netns.take()
         if self._birth is None and self._record.state in ("created", "stopped"):
             self._keeper.loop.later(0, self._bear)  # once this is answered: nestbedd has enough to do meanwhile
         return {}, [os.dup(self._netns_fd), self._keeper.netns.netlink(self._netns_fd)]
@@ -122,7 +122,7 @@ class Charge:
         launch = self._read_launch()
         self._restarts.obey_launch(launch)
         if self._netns_fd < 0:
-            self._netns_fd = self._keeper.netns.take()
+            self._netns_fd = self._keeper.netns.own() if launch.get("machine") else self._keeper.netns.take()
         birth, self._birth = self._birth, None
         if birth is not None and not birth.alive():
             birth.bury()

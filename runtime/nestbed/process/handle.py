@@ -27,7 +27,7 @@ from nestbed.process.dialogue import Dialogue
 from nestbed.process.execution import ProcessExecution
 from nestbed.process.keeper_client import KeeperError, close_all
 from nestbed.process.parts import Parts, already_running, no_nic, not_running, owes_restart, status_of, translated_refusal
-from nestbed.process.ports import routes_of
+from nestbed.process.ports import check_apart, routes_of
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
 _KILL_SECONDS = 10.0
@@ -74,8 +74,12 @@ class ProcessContainer:
 
     @property
     def netns(self) -> int:
-        """The inode number of its network namespace, or 0."""
-        return os.fstat(self._netns_fd).st_ino if self._netns_fd >= 0 else 0
+        """The inode number of its own network namespace, or 0."""
+        return os.fstat(self._netns_fd).st_ino if self._netns_fd >= 0 and not self._is_machine else 0
+
+    @property
+    def _is_machine(self) -> bool:
+        return self._spec.process.machine
 
     def is_alive(self) -> bool:
         """Whether its first process runs, as the kernel tells."""
@@ -93,7 +97,7 @@ class ProcessContainer:
 
     async def _join_network(self, *, is_new: bool) -> None:
         """Get its network namespace from the keeper, and plug the NICs that are not in it, or were only half made."""
-        reply = await self._parts.call("prepare", self.id)
+        reply = await self._parts.call("prepare", self.id, machine=self._is_machine)
         netns_fd, netlink = reply.fds
         self._close_netns()
         self._netns_fd = netns_fd
@@ -109,7 +113,11 @@ class ProcessContainer:
             inside.close()
 
     def _plug(self, nic: Nic, inside: Rtnl) -> None:
-        self._parts.ports.plug(self.id, nic, routes_of(nic, self._spec.routes, self._spec.gateway), self._netns_fd, inside)
+        routes = routes_of(nic, self._spec.routes, self._spec.gateway)
+        if self._is_machine:
+            self._parts.ports.unplug(nic.port)
+            check_apart(inside, nic, routes, self._nics)
+        self._parts.ports.plug(self.id, nic, routes, self._netns_fd, inside)
 
     async def take_up(self, entry: dict[str, Any] | None) -> None:
         """Recover it: ``entry`` is what the keeper tells of it, or left in the bundle, None if it never heard of it."""
@@ -128,6 +136,7 @@ class ProcessContainer:
             await self._start_again()
         else:  # a start that the daemon did not live to carry out may have left something with the keeper
             (await self._parts.call("release", self.id)).close()
+            self._unplug_from_machine()
 
     async def _take_up_running(self, entry: dict[str, Any]) -> None:
         await self._follow(entry)
@@ -214,8 +223,14 @@ class ProcessContainer:
 
     def _let_network_go(self) -> None:
         if self._netns_fd >= 0:
+            self._unplug_from_machine()
             self._parts.ports.let_go(self.ports)
             self._close_netns()
+
+    def _unplug_from_machine(self) -> None:
+        """NICs of the machine go with no namespace."""
+        for nic in self._nics.values() if self._is_machine else ():
+            self._parts.ports.unplug(nic.port)
 
     def _close_netns(self) -> None:
         if self._netns_fd >= 0:

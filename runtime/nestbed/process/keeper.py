@@ -137,7 +137,7 @@ class Keeper:
         self._mounts_fd = mounts_fd
         self._operations: dict[str, Callable[..., tuple[dict[str, Any], list[int]] | None]] = {
             "template": self._op_template,
-            "prepare": lambda id: self._charge(id, make=True).prepare(),
+            "prepare": lambda id, machine: self._charge(id, make=True).prepare(is_machine=machine),
             "netlink": lambda id: self._charge(id).netlink(),
             "start": lambda id: self._charge(id, make=True).start(self._completion()),
             "stop": lambda id, grace: self._charge(id).stop(float(grace)),

@@ -43,6 +43,10 @@ class NetworkNamespaces:
         """A fresh namespace with loopback up: its descriptor, owned by the caller."""
         return self._spares.pop() if self._spares else self._make()
 
+    def own(self) -> int:
+        """The keeper's own, which is the node's: a descriptor, owned by the caller."""
+        return keep(os.dup(self._own_fd))
+
     def restock(self) -> bool:
         """Make one spare. False when there are enough."""
         if len(self._spares) >= SPARES:

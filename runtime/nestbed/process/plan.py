@@ -75,6 +75,7 @@ def launch(spec: Spec, facts: Facts) -> Launch:
         restart=restart(spec.restart),
         log={"bytes_max": LOG_BYTES_MAX, "files": LOG_FILES},
         scratch_bytes=0,
+        machine=process.machine,
         kvm=bool(facts.own),
     )
 

@@ -33,6 +33,30 @@ def routes_of(nic: Nic, routes: Iterable[Route], gateway: str) -> list[tuple[str
     return [(to, via) for to, via in wanted if any(ipaddress.ip_address(via) in network for network in networks)]
 
 
+def check_apart(inside: Rtnl, nic: Nic, routes: Iterable[tuple[str, str]], own: Iterable[str]) -> None:
+    """Whether what a NIC would bring to the machine is nothing that the machine can reach already; ``own`` are names of NICs like it.
+
+    Raises:
+        AlreadyExists: it is (reason SUBNET_IN_USE).
+    """
+    names = {link.index: link.name for link in inside.links()}
+    wanted = [ipaddress.ip_interface(cidr).network for cidr in nic.addresses]
+    wanted += [ipaddress.ip_network(to) for to, _ in routes]
+    for there in inside.routes():
+        clash = next((one for one in wanted if one.version == there.network.version and one.overlaps(there.network)), None)
+        name = names.get(there.index, "")
+        if clash is not None and there.network.prefixlen and name not in own:
+            way = name or "another way"
+            raise AlreadyExists(
+                f"the machine reaches {there.network} by {way}, and {nic.name} on LAN {nic.lan} would bring a route to {clash}",
+                reason="SUBNET_IN_USE",
+                remedy="give the experiment other subnets (`pool`, `subnet`)",
+                subnet=clash,
+                route=there.network,
+                nic=nic.name,
+            )
+
+
 class Ports:
     """All ports of one node, in the network namespace of this process. :meth:`open` first."""
 

@@ -19,8 +19,9 @@ Requests (``id`` is a container's id = name of its bundle), results, and descrip
 op                   arguments                                              result
 ===================  =====================================================  ==========================================================
 ``template``         ``masks``: list of absolute paths to hide              ``{}``; the masks hold for every later start
-``prepare``          ``id``                                                 ``{}`` + fds [netns, rtnetlink socket inside it]; makes the
+``prepare``          ``id``, ``machine``                                    ``{}`` + fds [netns, rtnetlink socket inside it]; makes the
                                                                             network namespace (loopback up), or gives the one it has,
+                                                                            or with ``machine`` the node's own,
                                                                             and clones: the clone sets itself up and waits for ``start``
 ``netlink``          ``id``                                                 ``{}`` + fd [rtnetlink socket inside its namespace]
 ``start``            ``id``                                                 ``{"pid", "start_time"}`` + fds [pidfd, out, err] (``out``,
@@ -165,6 +166,8 @@ class Launch(TypedDict, total=False):
     """{"mode": no|on-failure|always, "max_retries": N}"""
     log: dict[str, int]
     """{"bytes_max": per file, "files": how many}"""
+    machine: bool
+    """Whether its network namespace is the node's own."""
     kvm: bool
     """Whether /dev/kvm is there, if the node has it."""
     scratch_bytes: int

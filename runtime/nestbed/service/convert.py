@@ -101,6 +101,7 @@ def _process(spec: api.ProcessSpec, *, admin: bool) -> model.ProcessSpec:
         cap_drop=tuple(spec.cap_drop),
         sysctls=pairs(spec.sysctls),
         init=spec.init,
+        machine=spec.machine,
         tty=spec.tty,
         stdin=spec.stdin,
     )

@@ -87,6 +87,7 @@ def _process(spec: model.ProcessSpec) -> api.ProcessSpec:
         cap_drop=spec.cap_drop,
         sysctls=dict(spec.sysctls),
         init=spec.init,
+        machine=spec.machine,
         tty=spec.tty,
         stdin=spec.stdin,
     )
@@ -320,7 +321,7 @@ def node_info(info: model.NodeInfo, *, role: str) -> node_pb2.NodeInfo:
         lans=info.lans,
         start_time=timestamp(info.started_at),
         abilities=[_ability(each) for each in info.abilities],
-        kinds=[kind.value for kind in info.kinds],
+        kinds=[*(kind.value for kind in info.kinds), *(["machine"] if info.may_be_element else [])],
         role=role,
         underlays=info.underlays,
         last_event=info.last_event,

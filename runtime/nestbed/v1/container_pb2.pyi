@@ -482,6 +482,7 @@ class ProcessSpec(_message.Message):
     INIT_FIELD_NUMBER: _builtins.int
     TTY_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     cwd: _builtins.str
     """Working directory; `/` if empty."""
     user: _builtins.str
@@ -498,6 +499,10 @@ class ProcessSpec(_message.Message):
     """Whether the program has a terminal."""
     stdin: _builtins.bool
     """Whether standard input stays open."""
+    machine: _builtins.bool
+    """Whether it is the machine itself: it runs in the node's own network, and its NICs are NICs of the machine. Needs the admin role, and that
+    the node permits it.
+    """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments."""
@@ -539,10 +544,11 @@ class ProcessSpec(_message.Message):
         init: _builtins.bool = ...,
         tty: _builtins.bool = ...,
         stdin: _builtins.bool = ...,
+        machine: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cwd", b"cwd", "env", b"env", "fs_mode", b"fs_mode", "init", b"init", "mounts", b"mounts", "overlay_dir", b"overlay_dir", "rootfs", b"rootfs", "stdin", b"stdin", "sysctls", b"sysctls", "tty", b"tty", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cwd", b"cwd", "env", b"env", "fs_mode", b"fs_mode", "init", b"init", "machine", b"machine", "mounts", b"mounts", "overlay_dir", b"overlay_dir", "rootfs", b"rootfs", "stdin", b"stdin", "sysctls", b"sysctls", "tty", b"tty", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,7 +145,7 @@ class NodeInfo(_message.Message):
 
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Kinds of container that can be run here."""
+        """Kinds of container that can be run here; and `machine`, if the machine itself may be an element of experiments."""
 
     @_builtins.property
     def underlays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
