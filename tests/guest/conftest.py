@@ -156,6 +156,12 @@ class Site:
         assert result.returncode == 0, f"{args}: {result.stdout}{result.stderr}"
         return result.stdout
 
+    def patiently(self, *args: str) -> str:
+        """As :meth:`nbctl`, for what waits until a node inside answers."""
+        result = self.machine.run(Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args, timeout_seconds=200)
+        assert result.returncode == 0, f"{args}: {result.stdout}{result.stderr}"
+        return result.stdout
+
     def inside(self, container: str, *args: str) -> str:
         return self.nbctl("exec", container, "--", *args)
 

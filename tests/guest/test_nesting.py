@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +30,7 @@ def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def until_there(site: Site, container: str) -> None:
     """Make a container inside: that waits for the node inside to answer."""
-    words = ("nbctl", "-H", site.machine.address, "run", "process", "-d", "--name", container, "--", "sleep", "1000")
-    result = site.machine.run(Path(sys.executable).parent / words[0], *words[1:], timeout_seconds=120)
-    assert result.returncode == 0, result.stderr
+    site.patiently("run", "process", "-d", "--name", container, "--", "sleep", "1000")
 
 
 def until_answering(site: Site, container: str) -> None:
@@ -159,6 +156,22 @@ def test_a_node_inside_that_is_killed_comes_back_and_its_containers_run_on(nest:
     until_answering(nest, "vm1/db")
     assert nest.inspect("vm1/db")["pid"] == before
     assert nest.nbctl("audit").startswith("clean")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_process_in_a_machine_in_a_machine(fresh_site: Site) -> None:
+    """Depth 3, emulated twice: a process on a node inside a node, on a LAN of the outermost one."""
+    site = fresh_site
+    site.nbctl("run", "qemu", "--node", "--name", "vm1", "--cpus", "2", "--memory", "1400m")
+    site.patiently("run", "qemu", "--node", "--on", "vm1", "--name", "vm2", "--memory", "384m")
+    site.patiently("run", "process", "-d", "--on", "vm1/vm2", "--name", "deep", "--lan", "lan0", "--", "sleep", "1000")
+    assert site.inside("vm1/vm2/deep", "hostname") == "deep\n"
+    assert "1 received" in site.inside("vm1/vm2/deep", "ping", "-4", "-c", "1", "-W", "20", "web")
+    assert "1 received" in site.inside("web", "ping", "-6", "-c", "1", "-W", "20", "deep")
+    lines = site.nbctl("node", "ls").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["node1", "vm1", "vm1/vm2"]
+    site.nbctl("rm", "-f", "vm1")
 
 
 def test_nodes_inside_outlive_the_daemon_outside_and_not_their_machine(fresh_site: Site) -> None:
