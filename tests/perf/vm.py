@@ -30,7 +30,8 @@ from nestbed.qemu.frames import Parser, Type
 from nestbed.v1 import container_pb2 as api
 
 BIN = Path(sys.executable).parent
-STORE = Path(__file__).parents[2] / "build" / "vm"
+THIS = Path(__file__).resolve()
+STORE = THIS.parents[2] / "build" / "vm"
 MEMORY_BYTES = 512 << 20
 NESTED = 20
 """How many containers are made on a node inside, each way."""
@@ -183,7 +184,7 @@ async def nested(client: Client) -> dict[str, float]:
         api.ContainerSpec(name="node/first", kind=api.CONTAINER_KIND_PROCESS, process=api.ProcessSpec(args=["true"]))
     )
     ready = time.perf_counter() - begin
-    words = [sys.executable, os.path.realpath(__file__), "--inside"]
+    words = [sys.executable, str(THIS), "--inside"]
     async with client.exec(api.ExecStart(container="node", args=words)) as session:
         inside = float(b"".join([data async for stream, data in session.output() if stream == 1]))
     through = await create_seconds(client, "node/")

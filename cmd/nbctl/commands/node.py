@@ -56,10 +56,10 @@ HEADINGS = ("NODE", "ROLE", "STATE", "EXPERIMENT", "CONTAINERS", "RUNNING", "VER
 
 
 def _role(node: NodeEntry) -> str:
-    """``node``: it only holds others; ``both``: its machine is also an element of an experiment; ``element``: that, and nobody answers."""
+    """``node``: it only holds others; ``element``: a machine of an experiment; ``both``."""
     if not node.element:
         return "node"
-    return "both" if state(node) == "ready" else "element"
+    return "both" if node.node else "element"
 
 
 async def _ls(context: Context, _: Namespace) -> int:
@@ -224,8 +224,8 @@ COMMANDS = {
         _no_options,
         _ls,
         "  nbctl node ls\n  nbctl node ls -o json",
-        "ROLE tells whether a virtual machine with a node inside only holds others (node), belongs to an experiment as an\n"
-        "element and holds others (both), or is an element whose node does not answer (element).",
+        "ROLE tells whether a machine only holds others (node), is a virtual machine that belongs to an experiment as an\n"
+        "element (element), or both.",
     ),
     "node info": _INFO,
     "node events": _EVENTS,

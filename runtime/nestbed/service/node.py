@@ -49,9 +49,10 @@ class NodeInformation(NodeServiceServicer):
 
     async def ListNodes(self, request: api.ListNodesRequest, context: Any) -> api.ListNodesResponse:
         info = present.node_info(await self._node.info(with_abilities=False), role=caller().role.label)
-        own = api.NodeEntry(name=info.name, state=api.NODE_STATE_READY)
+        own = api.NodeEntry(name=info.name, state=api.NODE_STATE_READY, node=True)
         answers, faults = await self._forward.gather(NODES, lambda _: api.ListNodesRequest(), caller().role.label)
-        return api.ListNodesResponse(nodes=[nodes.filled(own, info), *nodes.inside(self._node.nested(), answers, faults)])
+        inside = nodes.inside(self._node.nested(), answers, faults)
+        return api.ListNodesResponse(nodes=[nodes.filled(own, info), *inside, *nodes.machines(self._node.containers())])
 
     async def GetMetrics(self, request: api.GetMetricsRequest, context: Any) -> api.GetMetricsResponse:
         states: Counter[State] = Counter(view.status.state for view in self._node.containers())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nestbed.experiment.requests import ELEMENT
-from nestbed.model import NestedNode
+from nestbed.model import ContainerView, NestedNode, State
 from nestbed.nesting.branches import Branch
 from nestbed.nesting.naming import joined
 from nestbed.v1 import node_pb2 as api
@@ -19,13 +19,22 @@ def filled(entry: api.NodeEntry, info: Any) -> api.NodeEntry:
     return entry
 
 
+def machines(views: Iterable[ContainerView]) -> Iterator[api.NodeEntry]:
+    """Those of the containers that are machines, elements of an experiment, and no nodes."""
+    for view in views:
+        spec, labels = view.spec, dict(view.spec.labels)
+        if spec.qemu is not None and not spec.qemu.node and ELEMENT in labels:
+            state = api.NODE_STATE_READY if view.status.state is State.RUNNING else api.NODE_STATE_STOPPED
+            yield api.NodeEntry(name=spec.name, labels=labels, element=True, depth=1, state=state)
+
+
 def inside(machines: Sequence[NestedNode], answers: Iterable[tuple[Branch, Any]], faults: Iterable[Any]) -> Iterator[api.NodeEntry]:
     """The nodes inside, each before those inside it: of what they answered, or why they did not."""
     told = {branch.id: answer.nodes for branch, answer in answers}
     missing = {fault.node: fault for fault in faults}
     for machine in machines:
         labels = dict(machine.labels)
-        entry = api.NodeEntry(name=machine.name, labels=labels, element=ELEMENT in labels, depth=1)
+        entry = api.NodeEntry(name=machine.name, labels=labels, element=ELEMENT in labels, depth=1, node=True)
         nodes = told.get(machine.id)
         if nodes:
             entry.state = api.NODE_STATE_READY

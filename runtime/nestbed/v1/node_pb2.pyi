@@ -539,7 +539,7 @@ Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
 
 @_typing.final
 class NodeEntry(_message.Message):
-    """NodeEntry is one node of the tree."""
+    """NodeEntry is one node of the tree, or a virtual machine that is an element of an experiment and no node."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -573,6 +573,7 @@ class NodeEntry(_message.Message):
     CONTAINERS_RUNNING_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the virtual machine that it is in; for the node that was asked its own name."""
     state: Global___NodeState.ValueType
@@ -591,6 +592,8 @@ class NodeEntry(_message.Message):
     """Why it does not answer, for people."""
     depth: _builtins.int
     """How deep it is: 0 is the node that was asked."""
+    node: _builtins.bool
+    """Whether nestbedd runs in it."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of its machine; of the node that was asked none."""
@@ -608,10 +611,11 @@ class NodeEntry(_message.Message):
         containers_running: _builtins.int = ...,
         detail: _builtins.str = ...,
         depth: _builtins.int = ...,
+        node: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "containers_running", b"containers_running", "depth", b"depth", "detail", b"detail", "element", b"element", "id", b"id", "labels", b"labels", "name", b"name", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "containers_running", b"containers_running", "depth", b"depth", "detail", b"detail", "element", b"element", "id", b"id", "labels", b"labels", "name", b"name", "node", b"node", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,8 @@ class NodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it.
+        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it; and those machines that
+        are elements of an experiment alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,9 @@ class NodeServiceStub:
     GetMetrics: _aio.UnaryUnaryMultiCallable[_node_pb2.GetMetricsRequest, _node_pb2.GetMetricsResponse]
     """GetMetrics gives the counters of containers, LANs and the node in Prometheus' text format."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]
-    """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it."""
+    """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it; and those machines that
+    are elements of an experiment alone.
+    """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """NodeService tells about the machine that runs nestbedd."""
@@ -68,6 +70,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.ListNodesRequest,
         context: _aio.ServicerContext[_node_pb2.ListNodesRequest, _abc.Awaitable[_node_pb2.ListNodesResponse]],
     ) -> _abc.Awaitable[_node_pb2.ListNodesResponse]:
-        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it."""
+        """ListNodes gives the node and all nodes inside its virtual machines, to any depth, each before those inside it; and those machines that
+        are elements of an experiment alone.
+        """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _aio.Server) -> None: ...

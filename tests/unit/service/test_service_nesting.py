@@ -154,6 +154,18 @@ async def test_lans_inside_have_paths_as_well(nest: Nest) -> None:
     await outside.delete_lan("vm1/lan0")
 
 
+async def test_the_tree_tells_nodes_from_elements(nest: Nest) -> None:
+    outside = nest.clients[0]
+    process = api.ProcessSpec(args=SLEEP)
+    for name, is_node in (("el", False), ("both", True)):
+        made = api.ContainerSpec(kind=api.CONTAINER_KIND_QEMU, name=name, qemu=api.QemuSpec(node=is_node), process=process)
+        made.labels["nestbed.element"] = name
+        await outside.create_container(made)
+    await outside.create_container(api.ContainerSpec(kind=api.CONTAINER_KIND_QEMU, name="plain", qemu=api.QemuSpec(), process=process))
+    found = [(node.name, node.node, node.element) for node in await outside.nodes()]
+    assert found == [("here", True, False), ("vm1", True, False), ("both", True, True), ("el", False, True)]
+
+
 # ---------------------------------------------------------------- errors and roles
 
 
