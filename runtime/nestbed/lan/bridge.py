@@ -70,6 +70,7 @@ class Bridges:
         """Have the underlay of the nodes inside, with the node's address on it. Idempotent."""
         self.ensure(lan)
         with translated("giving the underlay of nodes inside its address", link=lan.bridge):
+            control.keep_apart(lan.bridge)
             self._rtnl.batch([rtnl.address(self._rtnl.link_index(lan.bridge), nested.own_address(lan))])
 
     def nested(self) -> list[str]:

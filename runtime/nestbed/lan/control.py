@@ -112,7 +112,7 @@ class ControlBridge:
             if self._bridge() is not None:
                 index = self._rtnl.link_index(BRIDGE)
                 self._rtnl.batch([rtnl.link_mac(index, self._mac), rtnl.link_mtu(index, MTU_DEFAULT)])
-                _write_sysctls()
+                keep_apart(BRIDGE)
 
     def remove_if_unused(self) -> None:
         """Remove the bridge, unless it has ports. Idempotent."""
@@ -196,7 +196,7 @@ class ControlBridge:
             )
             self._rtnl.batch([rtnl.link_name(index, BRIDGE)])
         if not self._nic:
-            _write_sysctls()
+            keep_apart(BRIDGE)
         self._rtnl.batch([rtnl.link_up(self._rtnl.link_index(BRIDGE))])
 
     def remove(self) -> None:
@@ -280,9 +280,10 @@ def own_address(lan: Lan) -> str:
     return f"{ipaddress.ip_address(usable(network)[0])}/{network.prefixlen}"
 
 
-def _write_sysctls() -> None:
+def keep_apart(link: str) -> None:
+    """Have the node forward nothing that comes from this interface of its own, and take no routes from there."""
     for family, name, value in _SYSCTLS:
-        path = Path(f"/proc/sys/net/{family}/conf/{BRIDGE}/{name}")
+        path = Path(f"/proc/sys/net/{family}/conf/{link}/{name}")
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             path.write_text(value)
 

@@ -100,7 +100,9 @@ class Branch:
 
     def look_again(self, machine: NestedNode) -> None:
         """Something happened to the machine."""
-        self.machine = machine
+        before, self.machine = self.machine, machine
+        if machine.name != before.name:
+            self._node.elsewhere.show(self.id)
         self._news.set()
 
     async def aclose(self) -> None:

@@ -38,7 +38,7 @@ class MembersElsewhere:
         for machine_id in machine_ids:
             entries = self._parts.store.read_elsewhere(machine_id).entries
             self._entries[machine_id] = {entry.name: entry for entry in entries}
-            self._show(machine_id)
+            self.show(machine_id)
 
     async def open_lan(self, name: str) -> Lan | None:
         """The LAN of that name, carried to the nodes inside from now on; None if this node has none.
@@ -91,7 +91,7 @@ class MembersElsewhere:
         nics = self._parts.registry.wire(owner, specs, ())
         self._parts.registry.unwire(owner, nics)  # they are shown as this machine's instead, in one go
         entries[name] = Entry("", name, nics, request_id)
-        self._show(machine_id)
+        self.show(machine_id)
         try:
             self._write(machine_id)
         except NestbedError:
@@ -105,13 +105,13 @@ class MembersElsewhere:
         before = entries.pop(name, None)
         if (machine_id, container_id) not in self._gone:
             entries[name] = Entry(container_id, name, self._own(nics), before.request_id if before else "")
-        self._show(machine_id)
+        self.show(machine_id)
         self._write(machine_id)
 
     def release(self, machine_id: str, name: str) -> None:
         """What was assigned under that name is not needed. Idempotent."""
         if self._entries.get(machine_id, {}).pop(name, None) is not None:
-            self._show(machine_id)
+            self.show(machine_id)
             self._write(machine_id)
 
     def drop(self, machine_id: str, container_id: str) -> None:
@@ -134,13 +134,13 @@ class MembersElsewhere:
                 after[name] = Entry(container_id, name, own, requests.get(container_id, ""))
         if after != before:
             self._entries[machine_id] = after
-            self._show(machine_id)
+            self.show(machine_id)
             self._write(machine_id)
 
     def forget(self, machine_id: str) -> None:
         """The node inside is gone, with all it had. Idempotent."""
         if self._entries.pop(machine_id, None):
-            self._show(machine_id)
+            self.show(machine_id)
             self._write(machine_id)
 
     def members(self, lan_id: str, machine_id: str) -> tuple[Lan, tuple[LanMember, ...]] | None:
@@ -155,8 +155,8 @@ class MembersElsewhere:
         ids = {segment.lan.name: segment.lan.id for segment in self._parts.registry.segments.values()}
         return tuple(dataclasses.replace(nic, lan_id=ids[nic.lan]) for nic in nics if nic.lan in ids)
 
-    def _show(self, machine_id: str) -> None:
-        """Have the LANs show what is on record."""
+    def show(self, machine_id: str) -> None:
+        """Have the LANs show what is on record, by the name that the machine has now."""
         members: dict[str, list[LanMember]] = {}
         for entry in self._entries.get(machine_id, {}).values():
             for number, nic in enumerate(entry.nics):
