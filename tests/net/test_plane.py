@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nestbed.errors import AlreadyExists
-from nestbed.lan import netfilter
+from nestbed.lan import nested, netfilter
 from nestbed.lan.addressing import bridge_name
 from nestbed.lan.plane import Plane
-from nestbed.lanmodel import Lan
+from nestbed.lanmodel import Lan, PathKind, RelayMode
 from nestbed.linux import bpf
 from nestbed.linux.rtnl import Link, Rtnl
 from nestbed.model import Ability
@@ -147,4 +148,28 @@ async def test_abilities_tell_what_they_mean(inside) -> None:
     await plane.open(lambda *_: None)
     for ability in plane.abilities():
         assert ability.available or ability.consequence
+    await plane.aclose()
+
+
+async def test_nodes_inside_are_one_more_underlay_while_there_are_some(inside, machine) -> None:
+    machine.run_dir.mkdir(parents=True, exist_ok=True)
+    plane = Plane(node_id="0123abcd", run_dir=machine.run_dir, relay=RelayMode.KERNEL)
+    await plane.open(lambda *_: None)
+    assert list(plane.underlays()) == []
+    below = nested.lan_of("0123abcd", plane.choose_nested())
+    for _ in range(2):
+        await plane.ensure_nested(below)
+    (underlay,) = plane.underlays()
+    assert (underlay.name, underlay.address, underlay.mtu, underlay.has_multicast) == (below.bridge, "198.18.0.1", nested.MTU, True)
+    wanted = dataclasses.replace(lan("lan0"), group="239.192.0.9:50001")
+    await plane.create(wanted)
+    assert [(path.underlay, path.kind) for path in plane.paths(wanted)] == [(below.bridge, PathKind.KERNEL)]
+    assert list(await plane.audit([wanted])) == []
+    assert list(await plane.audit_nested(below)) == []
+    assert [left.problem for left in await plane.audit_nested(None)] == ["extra"]
+    await plane.delete(wanted)
+    await plane.remove_nested()
+    assert bridges() == {}
+    assert list(plane.underlays()) == []
+    assert list(await plane.audit([])) == []
     await plane.aclose()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestbed.errors import InvalidArgument
-from nestbed.lan import addressing
+from nestbed.lan import addressing, nested
 from nestbed.lan.addressing import AddressPool
 
 TEXTS = st.text(max_size=80)
@@ -230,3 +230,10 @@ def test_pool_is_fast_when_full() -> None:
         pool.release(address)
         assert pool.allocate() == address
     assert time.perf_counter() - began < 0.5
+
+
+def test_each_depth_of_nodes_inside_has_a_subnet_of_its_own() -> None:
+    assert nested.subnet_below([]) == nested.subnet_below(["192.0.2.1", ""]) == "198.18.0.0/24"
+    assert nested.subnet_below(["192.0.2.1", "198.18.0.2"]) == "198.18.1.0/24"
+    assert nested.own_address(nested.lan_of("0123abcd", "198.18.1.0/24")) == "198.18.1.1/24"
+    assert nested.lan_of("0123abcd", "").bridge != nested.lan_of("0123abce", "").bridge
