@@ -72,6 +72,11 @@ def _lines(path: str) -> list[str]:
         raise Failure(f"the environment file {path} is not UTF-8 text", remedy="convert it with iconv") from error
 
 
+def _qemu(args: Namespace) -> api.QemuSpec:
+    kernel, initrd = (os.path.abspath(path) if path else "" for path in (args.kernel, args.initrd))
+    return api.QemuSpec(append=args.append, node=args.node, image=args.image, kernel=kernel, initrd=initrd)
+
+
 def container(args: Namespace, kind: str) -> api.ContainerSpec:
     """The container that ``run`` and ``create`` ask for.
 
@@ -92,7 +97,7 @@ def container(args: Namespace, kind: str) -> api.ContainerSpec:
         resources=resources(args),
         restart=restart(args),
         auto_remove=args.rm,
-        qemu=api.QemuSpec(append=args.append, node=args.node) if is_machine else None,
+        qemu=_qemu(args) if is_machine else None,
         process=api.ProcessSpec(
             args=args.program,
             env=environment(args, os.environ),

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nestbed.imagemodel import HOST
 from nestbed.lanmodel import Nic, NicSpec, NicStats
 
 
@@ -120,11 +121,20 @@ class ProcessSpec:
 class QemuSpec:
     """What is special to a virtual machine; what it runs stands in ProcessSpec, whose ``args`` may then be empty: it just stays up.
 
-    ``append`` is added to the command line of the guest's kernel. With ``node`` nestbedd runs inside, as a node of its own.
+    ``append`` is added to the command line of the guest's kernel. With ``node`` nestbedd runs inside, as a node of its own. ``image`` is
+    what it starts from, the node's own root without one; ``kernel`` and ``initrd`` are files of the node to boot the image's disk with.
     """
 
     append: str = ""
     node: bool = False
+    image: str = ""
+    kernel: str = ""
+    initrd: str = ""
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether it starts from a disk image."""
+        return self.image not in ("", HOST)
 
 
 @dataclass(frozen=True, slots=True)

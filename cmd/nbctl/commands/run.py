@@ -118,6 +118,9 @@ def _machine_options(parser: Parser) -> None:
     _shared_options(parser)
     group = parser.add_argument_group("machine")
     _add_volume(group)
+    group.add_argument("--image", metavar="IMAGE", default="", help="what it starts from (host, the node's own root); see `nbctl image ls`")
+    group.add_argument("--kernel", metavar="FILE", default="", help="a kernel on the node to boot the image's disk with; admins only")
+    group.add_argument("--initrd", metavar="FILE", default="", help="the initial file system of that kernel, on the node; admins only")
     group.add_argument("--append", metavar="TEXT", default="", help="added to the command line of the guest's kernel")
     group.add_argument(
         "--node", action="store_true", help="run nestbedd inside: a node of its own, for what is made with --on; admins only"

@@ -57,9 +57,9 @@ _nbctl() {
     case $verb in
         "") options="-H --host -o --output -h --help"; kinds=("run create start stop kill rm wait pause unpause update rename exec attach cp ps inspect logs stats top events lan image capture agent up down status diff links verify validate graph import export info audit node version completion") ;;
         "run process") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
-        "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "run qemu") options="-h --help -d --detach -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --image --kernel --initrd --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --image --kernel --initrd --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "create process") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl --init --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl --fs -v --volume --cap-add --cap-drop --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
-        "create qemu") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
+        "create qemu") options="-h --help -i --interactive -t --tty -e --env --env-file -w --workdir -u --user --name --on --rm --hostname -l --label --lan --gateway --route --control --no-control --sysctl -v --volume --image --kernel --initrd --append --node --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" valued="-e --env --env-file -w --workdir -u --user --name --on --hostname -l --label --lan --gateway --route --sysctl -v --volume --image --kernel --initrd --append --cpus --memory --pids-limit --io-weight --restart -H --host -o --output" kinds=("commands") ;;
         "start") options="-h --help -l --label -H --host -o --output" valued="-l --label -H --host -o --output" kinds=("containers") ;;
         "stop") options="-h --help -l --label -t --time -H --host -o --output" valued="-l --label -t --time -H --host -o --output" kinds=("containers") ;;
         "kill") options="-h --help -l --label -s --signal -H --host -o --output" valued="-l --label -s --signal -H --host -o --output" kinds=("containers") ;;
@@ -135,6 +135,9 @@ _nbctl() {
         "run qemu:--on") _nbctl_kind "nodes"; return ;;
         "run qemu:--lan") _nbctl_kind "lans"; return ;;
         "run qemu:-v" | "run qemu:--volume") _nbctl_kind "files"; return ;;
+        "run qemu:--image") _nbctl_kind "images"; return ;;
+        "run qemu:--kernel") _nbctl_kind "files"; return ;;
+        "run qemu:--initrd") _nbctl_kind "files"; return ;;
         "run qemu:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
         "create process:--env-file") _nbctl_kind "files"; return ;;
         "create process:-w" | "create process:--workdir") _nbctl_kind "files"; return ;;
@@ -148,6 +151,9 @@ _nbctl() {
         "create qemu:--on") _nbctl_kind "nodes"; return ;;
         "create qemu:--lan") _nbctl_kind "lans"; return ;;
         "create qemu:-v" | "create qemu:--volume") _nbctl_kind "files"; return ;;
+        "create qemu:--image") _nbctl_kind "images"; return ;;
+        "create qemu:--kernel") _nbctl_kind "files"; return ;;
+        "create qemu:--initrd") _nbctl_kind "files"; return ;;
         "create qemu:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;
         "kill:-s" | "kill:--signal") _nbctl_kind "HUP INT QUIT KILL USR1 USR2 TERM CONT STOP"; return ;;
         "update:--restart") _nbctl_kind "no on-failure on-failure: always"; return ;;

@@ -15,7 +15,7 @@ from typing import NoReturn
 from nestbed.errors import InvalidArgument, shown
 from nestbed.lan import impair
 from nestbed.lanmodel import NO_IMPAIRMENT, CaptureRequest, LanRequest, NicSpec
-from nestbed.model import Change, ContainerRequest, ExecSpec, Kind, Mount, ProcessSpec, Resources, RestartMode, RestartPolicy
+from nestbed.model import Change, ContainerRequest, ExecSpec, Kind, Mount, ProcessSpec, QemuSpec, Resources, RestartMode, RestartPolicy
 from nestbed.node.names import check_interface, check_name
 
 ARGS_MAX = 1024
@@ -74,11 +74,19 @@ def check_container(request: ContainerRequest) -> ContainerRequest:
     check_count("routes", request.routes, ROUTES_MAX)
     _check_hosts(request.hosts)
     if request.qemu is not None:
-        _check_text("what is added to the kernel's command line", request.qemu.append, VALUE_CHARS_MAX)
+        _check_qemu(request.qemu)
         if request.qemu.node and request.control is False:
             _refuse("a node inside a virtual machine is reached by the control network", "CONFLICTING_OPTIONS", "leave out --no-control")
     _check_process(request.process, needs_program=request.kind is Kind.PROCESS)
     return dataclasses.replace(request, resources=check_resources(request.resources))
+
+
+def _check_qemu(spec: QemuSpec) -> None:
+    _check_text("what is added to the kernel's command line", spec.append, VALUE_CHARS_MAX)
+    if spec.image:
+        check_name(spec.image, "image")
+    for path in filter(None, (spec.kernel, spec.initrd)):
+        check_path("the path", path)
 
 
 def check_lan(request: LanRequest) -> None:

@@ -26,6 +26,8 @@ def reasons(spec: ProcessSpec, qemu: QemuSpec | None = None) -> list[str]:
         found.append("the node's own network")
     if qemu is not None and qemu.node:
         found.append("a node inside")
+    if qemu is not None and (qemu.kernel or qemu.initrd):
+        found.append("a kernel that is a file of the node")
     return found
 
 

@@ -65,7 +65,7 @@ async def build(recipe: Recipe, new: Path) -> AsyncGenerator[str, None]:
 def copy(source: Path, new: Path) -> None:
     """Copy what was built before; holes of the disk stay holes."""
     with translated(f"copying {source}", path=source):
-        _copy_sparse(source / "disk", new / "disk")
+        copy_sparse(source / "disk", new / "disk")
         shutil.copy(source / "vmlinuz", new / "vmlinuz")
         shutil.copytree(source / "lib", new / "lib")
 
@@ -183,7 +183,8 @@ def _no_room(new: Path) -> NestbedError:
     )
 
 
-def _copy_sparse(source: Path, target: Path) -> None:
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file; holes stay holes."""
     with source.open("rb") as reading, target.open("xb") as writing:
         size = os.fstat(reading.fileno()).st_size
         os.ftruncate(writing.fileno(), size)

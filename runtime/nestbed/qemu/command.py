@@ -7,6 +7,8 @@ nestbedd, 13 QMP, from 14 on the sockets of virtiofsd.
 
 from __future__ import annotations
 
+import enum
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 ROOT_TAG = "nestbed-root"
 EXPORT = "/export"
 _MAIN_FD, _CONSOLE_FD, _CONTROL_FD, _QMP_FD, _SHARE_FD = 10, 11, 12, 13, 14
-_CONTROL_SLOT, _SHARE_SLOT, _NIC_SLOT = 2, 6, 8
+_CONTROL_SLOT, _ROOT_SLOT, _SHARE_SLOT, _NIC_SLOT = 2, 5, 6, 8
+DISK_DEVICE = "/dev/vda"
+"""What a guest calls its disk."""
 SHARES_MAX = 8
 SLOTS = 32 - _NIC_SLOT
 """How many NICs on LANs a machine takes: slots of its bus that nothing else has."""
@@ -48,9 +52,34 @@ class NicDevice:
         return _CONTROL_SLOT if self.number == CONTROL else _NIC_SLOT + self.number
 
 
+class Loader(enum.Enum):
+    """What starts a guest: our initial file system, whose first process is the agent; a kernel that was given, with or without an initial
+    file system of its own; or what the firmware finds on the disk.
+    """
+
+    OURS = 1
+    KERNEL = 2
+    KERNEL_AND_INITRD = 3
+    FIRMWARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The disk of a machine: its own changes over an image of the format ``base_format``, and how it starts.
+
+    Unless that is by our own initial file system, a second disk tells cloud-init who the machine is.
+    """
+
+    base_format: str
+    loader: Loader = Loader.OURS
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a virtual machine is to QEMU. ``accelerator`` is ``kvm`` or ``tcg``; ``shares`` is how many directories it shares."""
+    """What a virtual machine is to QEMU. ``accelerator`` is ``kvm`` or ``tcg``; ``shares`` is how many directories it shares.
+
+    Without a ``disk`` its root is the node's.
+    """
 
     name: str
     memory_mib: int
@@ -59,11 +88,11 @@ class Machine:
     nics: tuple[NicDevice, ...] = ()
     shares: int = 0
     append: str = ""
+    disk: Disk | None = None
 
 
 def qemu(machine: Machine) -> list[str]:
     """The command line of QEMU."""
-    kernel_line = f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check nestbed.root=virtiofs:{ROOT_TAG} {machine.append}".rstrip()
     memory = f"memory-backend-memfd,id=ram,size={machine.memory_mib}M,share=on"
     return [
         QEMU,
@@ -75,7 +104,7 @@ def qemu(machine: Machine) -> list[str]:
         *("-cpu", "host" if machine.accelerator == "kvm" else "max"),
         *("-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M"),
         *("-object", memory),
-        *("-kernel", "/vm/vmlinuz", "-initrd", "/vm/initrd", "-append", kernel_line),
+        *_kernel(machine),
         *_channel(f"socket,id=console,fd={_CONSOLE_FD}"),
         *("-serial", "chardev:console"),
         *("-device", "virtio-serial-pci,id=ports,addr=3,disable-legacy=on"),
@@ -84,9 +113,8 @@ def qemu(machine: Machine) -> list[str]:
         *_channel(f"socket,id=qmp,fd={_QMP_FD},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
         *("-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,addr=4,disable-legacy=on"),
-        *_channel(f"socket,id=root,fd={_SHARE_FD}"),
-        *("-device", f"vhost-user-fs-pci,chardev=root,tag={ROOT_TAG},addr=5,queue-size=1024"),
-        *(word for number in range(machine.shares) for word in _share(number)),
+        *(_disk(machine.disk) if machine.disk else _root()),
+        *(word for number in range(machine.shares) for word in _share(number, _SHARE_FD + number + (machine.disk is None))),
         *(word for nic in machine.nics for word in _nic(nic)),
     ]
 
@@ -101,9 +129,52 @@ def share_path(number: int) -> str:
     return f"/share/{number}"
 
 
-def _share(number: int) -> list[str]:
+def _kernel(machine: Machine) -> list[str]:
+    loader = machine.disk.loader if machine.disk else Loader.OURS
+    if loader is Loader.FIRMWARE:
+        return []
+    line = "console=ttyS0 panic=-1"
+    if loader is Loader.OURS:
+        # cloud-init has nothing to do where the agent does it.
+        root = f"disk:{DISK_DEVICE} cloud-init=disabled" if machine.disk else f"virtiofs:{ROOT_TAG}"
+        line = f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check nestbed.root={root}"
+    initrd = [] if loader is Loader.KERNEL else ["-initrd", "/vm/initrd"]
+    return ["-kernel", "/vm/vmlinuz", *initrd, "-append", f"{line} {machine.append}".rstrip()]
+
+
+def _root() -> list[str]:
+    """The node's own root."""
+    device = f"vhost-user-fs-pci,chardev=root,tag={ROOT_TAG},addr={_ROOT_SLOT},queue-size=1024"
+    return [*_channel(f"socket,id=root,fd={_SHARE_FD}"), "-device", device]
+
+
+def _disk(disk: Disk) -> list[str]:
+    """The disk and what is under it. Every format is named, and that nothing is under the image: what files say of that does not count."""
+    under: dict[str, object] = {"backing": None} if disk.base_format == "qcow2" else {}
+    words = [
+        *_block("base-file", driver="file", filename="/vm/base", read_only=True),
+        *_block("base", driver=disk.base_format, file="base-file", read_only=True, **under),
+        *_block("disk-file", driver="file", filename="/vm/disk.qcow2", discard="unmap"),
+        *_block("disk", driver="qcow2", file="disk-file", backing="base", discard="unmap"),
+        *_block_device("disk", f"{_ROOT_SLOT}.0,multifunction=on,werror=report,rerror=report"),
+    ]
+    if disk.loader is Loader.OURS:
+        return words
+    seed = _block("seed-file", driver="file", filename="/vm/seed.iso", read_only=True)
+    return [*words, *seed, *_block("seed", driver="raw", file="seed-file", read_only=True), *_block_device("seed", f"{_ROOT_SLOT}.1")]
+
+
+def _block(name: str, **options: object) -> list[str]:
+    return ["-blockdev", json.dumps({"node-name": name, **{key.replace("_", "-"): value for key, value in options.items()}})]
+
+
+def _block_device(name: str, place: str) -> list[str]:
+    return ["-device", f"virtio-blk-pci,drive={name},disable-legacy=on,addr={place}"]
+
+
+def _share(number: int, fd: int) -> list[str]:
     place = f"addr={_SHARE_SLOT}.{number}" + (",multifunction=on" if number == 0 else "")
-    chardev = f"socket,id=share{number},fd={_SHARE_FD + 1 + number}"
+    chardev = f"socket,id=share{number},fd={fd}"
     return ["-chardev", chardev, "-device", f"vhost-user-fs-pci,chardev=share{number},tag={share_tag(number)},{place},queue-size=1024"]
 
 

@@ -1,6 +1,7 @@
 """What a machine has in its bundle, below ``vm/``: written whole, by renaming, so that the warden never reads half of it.
 
 ``vmlinuz initrd warden`` (links to the node's), ``root/ empty/`` (the sandbox's root), ``plan program hosts nics.json`` (ours),
+``image.json base disk.qcow2 seed.iso`` (of a machine with a disk: ``nestbed.qemu.drive``),
 ``state console.log console.log.1 agent.sock qmp.sock`` (the warden's).
 """
 
@@ -40,11 +41,13 @@ class Files:
             self.directory.chmod(0o711)
             sandbox.make_root(self.directory)
             for source, name in ((boot.kernel, "vmlinuz"), (boot.initrd, "initrd"), (boot.warden, "warden")):
-                _link(source, self.directory / name)
-            # 1,100 hard links, 15 ms: a mount from elsewhere in the state directory is hidden from every container.
-            shutil.copytree(boot.modules, self.directory / "modules" / boot.modules.name, copy_function=_link, symlinks=True)
-            for path in (self.directory / "modules", *(self.directory / "modules").rglob("*/")):
-                path.chmod(0o755)
+                if source is not None:
+                    link(source, self.directory / name)
+            if boot.modules is not None:
+                # 1,100 hard links, 15 ms: a mount from elsewhere in the state directory is hidden from every container.
+                shutil.copytree(boot.modules, self.directory / "modules" / boot.modules.name, copy_function=link, symlinks=True)
+                for path in (self.directory / "modules", *(self.directory / "modules").rglob("*/")):
+                    path.chmod(0o755)
         self.write("hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 
     def write(self, name: str, content: bytes) -> None:
@@ -119,7 +122,7 @@ class Files:
         return " | ".join((telling or kept)[-lines:])
 
 
-def _link(source: Path | str, target: Path | str) -> None:
+def link(source: Path | str, target: Path | str) -> None:
     """A hard link, or where another file system begins a copy."""
     try:
         os.link(source, target)

@@ -40,6 +40,8 @@ class Type(enum.IntEnum):
     POWER_OFF = 18
     MOUNT = 19
     KEEP = 20
+    GROUP = 24
+    ACCOUNT = 25
     READY = 65
     STARTED = 66
     FAILED = 67
@@ -139,6 +141,11 @@ def nic(channel: int, *, mac: str, name: str, mtu: int, addresses: Iterable[str]
     """The frame that names and configures an interface."""
     words = [mac, name, str(mtu), *addresses, "", *(word for route in routes for word in route)]
     return frame(Type.NIC, channel, b"".join(word.encode() + b"\0" for word in words))
+
+
+def words(kind: Type, channel: int, *texts: str) -> bytes:
+    """A frame of words that end with 0 each."""
+    return frame(kind, channel, b"".join(text.encode(errors="surrogateescape") + b"\0" for text in texts))
 
 
 class Parser:

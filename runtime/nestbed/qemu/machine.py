@@ -24,8 +24,8 @@ from nestbed.errors import (
 from nestbed.lanmodel import Nic
 from nestbed.log import fields
 from nestbed.model import Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
-from nestbed.qemu import command, copying, inside, plan, sandbox
-from nestbed.qemu.command import Machine, NicDevice
+from nestbed.qemu import accounts, command, copying, inside, plan, sandbox
+from nestbed.qemu.command import Disk, Machine, NicDevice
 from nestbed.qemu.files import Files
 from nestbed.qemu.frames import Program
 from nestbed.qemu.guest import Execution, Guest, refused
@@ -59,10 +59,11 @@ class Parts:
 class QemuContainer:
     """See the contract. What runs is the warden in ``inner``; what the guest's program is doing, the warden's ``state`` tells."""
 
-    def __init__(self, spec: Spec, bundle: Bundle, parts: Parts, numbers: dict[str, int]) -> None:
+    def __init__(self, spec: Spec, bundle: Bundle, parts: Parts, numbers: dict[str, int], disk: Disk | None = None) -> None:
         self._spec = spec
         self._parts = parts
         self._files = Files(bundle)
+        self._disk = disk
         self._nics = {nic.name: nic for nic in spec.interfaces}
         self._numbers = numbers
         self._resources = spec.resources
@@ -157,6 +158,7 @@ class QemuContainer:
             nics=tuple(device for _, device in devices),
             shares=len(spec.process.mounts),
             append=spec.qemu.append if spec.qemu is not None else "",
+            disk=self._disk,
         )
         process = spec.process
         warden = plan.warden(
@@ -167,7 +169,8 @@ class QemuContainer:
             has_input=bool(process.args) and (process.stdin or process.tty),
         )
         self._files.write_numbers(self._numbers)
-        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts(), self._inside()))
+        users = accounts.frames_of() if self._disk is not None else b""
+        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts(), users + self._inside()))
         self._files.write("plan", warden)
 
     def _inside(self) -> bytes:

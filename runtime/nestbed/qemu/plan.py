@@ -131,7 +131,7 @@ def warden(*, uid: int, machine: Machine, taps: Iterable[tuple[str, NicDevice]],
         *(["program"] if has_program else []),
         *(["input"] if has_input else []),
         *(word for interface, device in taps for word in ("tap", interface, device.tap)),
-        *("share", *command.virtiofsd(), ""),
+        *(("share", *command.virtiofsd(), "") if machine.disk is None else ()),
         *(word for number in range(machine.shares) for word in ("files", *command.share_virtiofsd(number), "")),
         *("qemu", *command.qemu(machine), ""),
     ]
@@ -151,7 +151,7 @@ def nic_frame(channel: int, nic: Nic, spec: Spec) -> bytes:
 
 
 def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"") -> bytes:
-    """``program``: the guest's names, files and interfaces, what starts a node ``inside``, then what it runs."""
+    """``program``: the guest's names, files and interfaces, what else is to be ``inside`` (users, a node), then what it runs."""
     hostname = spec.hostname or spec.name
     process = spec.process
     sysctls = (*_SYSCTLS, *((key.replace(".", "/") if "/" not in key else key, value) for key, value in process.sysctls))

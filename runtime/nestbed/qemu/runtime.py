@@ -9,10 +9,11 @@ from pathlib import Path
 
 from nestbed.errors import HostLacks
 from nestbed.model import Ability, Bundle, Kind, Spec, Status
-from nestbed.qemu import accel, command, plan, sandbox
+from nestbed.qemu import accel, command, drive, plan, sandbox, seed
 from nestbed.qemu.accel import Accelerator
+from nestbed.qemu.command import Loader
 from nestbed.qemu.files import Files
-from nestbed.qemu.images import ImageRoom
+from nestbed.qemu.images import DISK, ImageRoom
 from nestbed.qemu.inside import Code
 from nestbed.qemu.machine import Parts, QemuContainer
 from nestbed.qemu.news import News
@@ -86,6 +87,10 @@ class QemuRuntime:
     async def validate(self, spec: Spec) -> None:
         """See the contract."""
         plan.check(spec)
+        if spec.qemu is not None:
+            drive.check(spec.qemu)
+            if spec.qemu.has_disk:
+                drive.check_image(spec.qemu, self._images.image(spec.qemu.image))
         missing = _missing()
         if missing:
             path, package = missing[0]
@@ -99,10 +104,9 @@ class QemuRuntime:
     async def create(self, spec: Spec, bundle: Bundle) -> QemuContainer:
         """See the contract."""
         await self.validate(spec)
-        boot = await self._store.boot()
         container: QemuContainer | None = None
         try:
-            Files(bundle).make(boot)
+            await self._make_files(spec, Files(bundle))
             container = await self._container(spec, bundle, {})
             container.write_plan()
             container.made(await self._sandboxes.create(sandbox.spec_of(spec, bundle, self._code.paths), bundle))
@@ -114,9 +118,25 @@ class QemuRuntime:
             raise
         return container
 
+    async def _make_files(self, spec: Spec, files: Files) -> None:
+        if spec.qemu is None or not spec.qemu.has_disk:
+            files.make(await self._store.boot())
+            return
+        image = self._images.image(spec.qemu.image)
+        source = self._images.path(image.name)
+        loader = drive.loader(spec.qemu, image)
+        boot = await self._store.boot_disk(source if loader is Loader.OURS else None)
+        files.make(boot)
+        await drive.make(files.directory, spec.qemu, image, source / DISK, plan.uid_of(spec.id))
+        if loader is not Loader.OURS:
+            await seed.make(files.directory, boot.agent, machine_id=spec.id, hostname=spec.hostname or spec.name)
+
     async def _container(self, spec: Spec, bundle: Bundle, numbers: dict[str, int]) -> QemuContainer:
         accelerator = (await asyncio.shield(self._trial())).name
-        container = QemuContainer(spec, bundle, Parts(self._news, self._listener, self._forget, accelerator, self._code), numbers)
+        disk = None
+        if spec.qemu is not None and spec.qemu.has_disk:
+            disk = drive.disk(spec.qemu, drive.read(Files(bundle).directory))
+        container = QemuContainer(spec, bundle, Parts(self._news, self._listener, self._forget, accelerator, self._code), numbers, disk)
         self._containers[spec.id] = container
         return container
 

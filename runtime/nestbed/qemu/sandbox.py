@@ -73,10 +73,7 @@ def spec_of(spec: Spec, bundle: Bundle, code: Sequence[str] = ()) -> Spec:
         mounts=(
             Mount("/usr", "/usr", read_only=True),
             Mount(str(directory), f"/{DIRECTORY}"),
-            Mount("/", f"{EXPORT}/root", read_only=True),
-            *(Mount(path, f"{EXPORT}/root{path}", read_only=True) for path in (code if is_node(spec) else ())),
-            *(Mount(str(directory / "empty"), f"{EXPORT}/root/{name}", read_only=True) for name in _COVERED),
-            Mount(str(directory / "modules"), f"{EXPORT}/modules", read_only=True),
+            *(() if spec.qemu is not None and spec.qemu.has_disk else _export(directory, code if is_node(spec) else ())),
             *(Mount(mount.source, share_path(number), mount.read_only) for number, mount in enumerate(spec.process.mounts)),
         ),
         cap_drop=(*_DROPPED, *(() if spec.process.mounts else _FOR_SHARES)),
@@ -95,6 +92,16 @@ def spec_of(spec: Spec, bundle: Bundle, code: Sequence[str] = ()) -> Spec:
         routes=(),
         gateway="",
         hostname=spec.name,
+    )
+
+
+def _export(directory: Path, code: Sequence[str]) -> Sequence[Mount]:
+    """What a machine without a disk has as its root."""
+    return (
+        Mount("/", f"{EXPORT}/root", read_only=True),
+        *(Mount(path, f"{EXPORT}/root{path}", read_only=True) for path in code),
+        *(Mount(str(directory / "empty"), f"{EXPORT}/root/{name}", read_only=True) for name in _COVERED),
+        Mount(str(directory / "modules"), f"{EXPORT}/modules", read_only=True),
     )
 
 

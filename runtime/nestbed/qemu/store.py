@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from nestbed.qemu.recipes import CACHE
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _PROGRAMS = ("agent", "warden")
-_SOURCES = ("agent.c", "warden.c", "frames.h", "net.h", "netlink.h")
+_SOURCES = ("agent.c", "warden.c", "accounts.h", "frames.h", "net.h", "netlink.h", "service.h")
 _CC = ("cc", "-std=gnu11", "-O2", "-static", "-s", "-Wall")
 _RUN_SECONDS = 300.0
 _TEXT_CHARS = 300
@@ -40,11 +40,12 @@ _TEXT_CHARS = 300
 class Boot:
     """The files a machine starts from."""
 
-    kernel: Path
-    initrd: Path
     warden: Path
-    modules: Path
-    """``lib/modules/VERSION`` of the kernel."""
+    agent: Path
+    kernel: Path | None = None
+    initrd: Path | None = None
+    modules: Path | None = None
+    """``lib/modules/VERSION`` of a kernel whose root has none for it."""
 
 
 class Store:
@@ -63,14 +64,34 @@ class Store:
         """
         async with self._lock:
             if self._boot is None:
-                for name in ("kernels", "programs", "initrd"):
-                    with translated(f"making {self._directory}", path=self._directory):
-                        (self._directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+                self._make_folders()
                 kernel = await self._kernel()
                 programs = await self._programs()
-                modules = next((kernel / "lib/modules").iterdir())
-                self._boot = Boot(kernel / "vmlinuz", self._initrd(kernel, programs), programs / "warden", modules)
+                modules = _modules_of(kernel)
+                initrd = self._initrd(initramfs.find_modules(modules), programs)
+                self._boot = Boot(programs / "warden", programs / "agent", kernel / "vmlinuz", initrd, modules)
             return self._boot
+
+    async def boot_disk(self, image: Path | None) -> Boot:
+        """The files to boot a disk with the kernel of ``image``; without one by what is on it.
+
+        Raises:
+            HostLacks: there is no compiler (PROGRAMS_NOT_COMPILED).
+        """
+        async with self._lock:
+            self._make_folders()
+            programs = await self._programs()
+        boot = Boot(programs / "warden", programs / "agent")
+        if image is None:
+            return boot
+        modules = _modules_of(image)
+        found = initramfs.find_modules(modules, sorted(path.stem for path in modules.iterdir()))
+        return replace(boot, kernel=image / "vmlinuz", initrd=self._initrd(found, programs))
+
+    def _make_folders(self) -> None:
+        for name in ("kernels", "programs", "initrd"):
+            with translated(f"making {self._directory}", path=self._directory):
+                (self._directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def describe(self) -> str:
         """What there is, for people."""
@@ -154,8 +175,7 @@ class Store:
                 )
             (new / name).chmod(0o755)
 
-    def _initrd(self, kernel: Path, programs: Path) -> Path:
-        modules = initramfs.find_modules(next((kernel / "lib/modules").iterdir()))
+    def _initrd(self, modules: Sequence[tuple[str, bytes]], programs: Path) -> Path:
         content = initramfs.archive(initramfs.contents((programs / "agent").read_bytes(), modules))
         path = self._directory / "initrd" / hashlib.sha256(content).hexdigest()[:16]
         if not path.exists():
@@ -179,6 +199,10 @@ class Store:
             shutil.rmtree(new, ignore_errors=True)
             raise
         return path
+
+
+def _modules_of(kernel: Path) -> Path:
+    return next((kernel / "lib/modules").iterdir())
 
 
 def _cached_archive() -> Path | None:

@@ -73,9 +73,13 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
         gateway=spec.gateway,
         hosts=spec.hosts,
         auto_remove=spec.auto_remove,
-        qemu=model.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if kind is Kind.QEMU else None,
+        qemu=_qemu(spec.qemu) if kind is Kind.QEMU else None,
         control=spec.control if spec.HasField("control") else None,
     )
+
+
+def _qemu(spec: api.QemuSpec) -> model.QemuSpec:
+    return model.QemuSpec(append=spec.append, node=spec.node, image=spec.image, kernel=spec.kernel, initrd=spec.initrd)
 
 
 def disk_format(start: image_pb2.ImportImageStart) -> DiskFormat:

@@ -57,9 +57,15 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
         restart=api.RestartPolicy(mode=_RESTART_MODES[spec.restart.mode], max_retries=spec.restart.max_retries),
         auto_remove=spec.auto_remove,
         process=_process(spec.process),
-        qemu=api.QemuSpec(append=spec.qemu.append, node=spec.qemu.node) if spec.qemu is not None else None,
+        qemu=_qemu(spec.qemu),
         control=spec.control is not None,
     )
+
+
+def _qemu(spec: model.QemuSpec | None) -> api.QemuSpec | None:
+    if spec is None:
+        return None
+    return api.QemuSpec(append=spec.append, node=spec.node, image=spec.image, kernel=spec.kernel, initrd=spec.initrd)
 
 
 def _nic_spec(value: lanmodel.Nic) -> api.NicSpec:

@@ -676,19 +676,31 @@ class QemuSpec(_message.Message):
 
     APPEND_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    INITRD_FIELD_NUMBER: _builtins.int
     append: _builtins.str
     """Added to the command line of the guest's kernel."""
     node: _builtins.bool
     """Whether nestbedd runs inside: a node of its own, whose containers are reached by paths such as `vm1/web`. Needs the admin role."""
+    image: _builtins.str
+    """The image it starts from; `host`, the node's own root, unless given."""
+    kernel: _builtins.str
+    """A file of the node: the kernel to boot the image's disk with, whose command line is then `append`. Needs the admin role."""
+    initrd: _builtins.str
+    """A file of the node: the initial file system that goes with that kernel. Needs the admin role."""
     def __init__(
         self,
         *,
         append: _builtins.str = ...,
         node: _builtins.bool = ...,
+        image: _builtins.str = ...,
+        kernel: _builtins.str = ...,
+        initrd: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "image", b"image", "initrd", b"initrd", "kernel", b"kernel", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

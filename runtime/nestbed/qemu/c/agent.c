@@ -1,10 +1,12 @@
 /*
  * The first process of a virtual machine that boots nestbed's initramfs: finds the root file system, then does what the host asks.
+ * On a disk that has an init of its own it is a service of that instead (service.h): `agent serve`; `agent install` makes it one.
  *
  * It trusts the host and nothing in the guest depends on it but nestbed. It is linked statically and opens no library of the root.
  * The command line of the kernel says what the root is:
  *
  *     nestbed.root=virtiofs:TAG    read-only through virtiofs, under a tmpfs that takes the changes
+ *     nestbed.root=disk:DEVICE     ext4 on a disk, whose init becomes the first process
  *
  * See frames.h for what is said. Every port has channels of its own; a channel is a program.
  */
@@ -93,7 +95,7 @@ static struct port ports[PORTS];
 static struct kept *kept_programs;
 static struct pending_nic pending[PENDING_NICS_MAX];
 static size_t pending_count;
-static int epoll_fd, signal_fd, uevent_fd;
+static int epoll_fd, signal_fd, uevent_fd, is_service;
 
 static void say(const char *format, ...) {
     char text[512];
@@ -110,6 +112,8 @@ static void say(const char *format, ...) {
 
 static _Noreturn void give_up(const char *step) {
     say("%s: %s", step, strerror(errno));
+    if (is_service)
+        exit(1);
     sync();
     reboot(RB_POWER_OFF);
     for (;;)
@@ -121,6 +125,14 @@ static void *must(void *memory) {
         give_up("out of memory");
     return memory;
 }
+
+static void mount_or_give_up(const char *what, const char *where, const char *kind, unsigned long flags, const char *options) {
+    mkdir(where, 0755);
+    if (mount(what, where, kind, flags, options))
+        give_up(where);
+}
+
+#include "service.h"
 
 /* ---- what is sent */
 
@@ -691,6 +703,8 @@ static void mount_share(struct port *port, const struct frame *frame) {
     free(text);
 }
 
+#include "accounts.h"
+
 static int try_nic(struct port *port, uint32_t channel, const unsigned char *words, uint32_t length) {
     char step[64] = "nic";
     int error = length && !words[length - 1] ? set_up_nic((const char *)words, length, step, sizeof step) : EINVAL;
@@ -827,7 +841,15 @@ static void obey(struct port *port, const struct frame *frame) {
     case MOUNT:
         mount_share(port, frame);
         break;
+    case GROUP:
+    case ACCOUNT:
+        take_account(port, frame);
+        break;
     case POWER_OFF:
+        if (is_service) {
+            ask_for_power_off();
+            break;
+        }
         sync();
         reboot(RB_POWER_OFF);
         break;
@@ -952,12 +974,6 @@ static _Noreturn void serve(void) {
 
 /* ---- booting */
 
-static void mount_or_give_up(const char *what, const char *where, const char *kind, unsigned long flags, const char *options) {
-    mkdir(where, 0755);
-    if (mount(what, where, kind, flags, options))
-        give_up(where);
-}
-
 static void load_modules(void) {
     char path[256];
     FILE *list = fopen("/modules", "re");
@@ -1028,6 +1044,8 @@ static void make_static_nodes(void) {
 static void mount_root(void) {
     char root[128];
     option("nestbed.root", root, sizeof root);
+    if (!strncmp(root, "disk:", 5))
+        hand_over(root + 5);
     errno = EINVAL;
     if (strncmp(root, "virtiofs:", 9))
         give_up("nestbed.root is not understood");
@@ -1072,15 +1090,28 @@ static void open_news(void) {
         give_up("news of the kernel");
 }
 
-int main(void) {
+static _Noreturn void be_there(void) {
+    bring_up_loopback();
+    open_ports();
+    send_frame(&ports[MAIN], READY, 0, NULL, 0);
+    serve();
+}
+
+int main(int count, char **words) {
+    is_service = getpid() != 1; /* the kernel gives its own first process words, too */
+    if (is_service && count == 2 && !strcmp(words[1], "install")) {
+        install("/run");
+        return 0;
+    }
+    if (is_service) {
+        open_news();
+        be_there();
+    }
     mount_or_give_up("proc", "/proc", "proc", 0, NULL);
     mount_or_give_up("sysfs", "/sys", "sysfs", 0, NULL);
     mount_or_give_up("devtmpfs", "/dev", "devtmpfs", 0, NULL);
     open_news();
     load_modules();
     mount_root();
-    bring_up_loopback();
-    open_ports();
-    send_frame(&ports[MAIN], READY, 0, NULL, 0);
-    serve();
+    be_there();
 }

@@ -36,6 +36,8 @@ enum frame_type {
     POWER_OFF = 18,
     MOUNT = 19, /* tag of a virtiofs, 0, "ro" or "rw", 0, path, 0: mounts it there; DONE or FAILED */
     KEEP = 20,  /* start what was collected, and start it again whenever it ends; what it says goes to the console; DONE or FAILED */
+    GROUP = 24,   /* words ended by 0: name, number, members with commas between; DONE or FAILED */
+    ACCOUNT = 25, /* words ended by 0: name, uid, gid, who it is, home, shell, "sudo" or "", lines of authorized_keys; DONE or FAILED */
     /* from the guest */
     READY = 65,   /* the first port only: the agent is there */
     STARTED = 66, /* 32 bits: the process */
