@@ -183,13 +183,13 @@ def _no_room(new: Path) -> NestbedError:
     )
 
 
-def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file; holes stay holes."""
+def copy_sparse(source: Path, target: Path, at: int = 0) -> None:
+    """Copy a file to a new one, ``at`` bytes from its beginning; holes stay holes."""
     with source.open("rb") as reading, target.open("xb") as writing:
         size = os.fstat(reading.fileno()).st_size
-        os.ftruncate(writing.fileno(), size)
+        os.ftruncate(writing.fileno(), at + size)
         for start, end in _data(reading.fileno(), size):
-            os.lseek(writing.fileno(), start, os.SEEK_SET)
+            os.lseek(writing.fileno(), at + start, os.SEEK_SET)
             os.lseek(reading.fileno(), start, os.SEEK_SET)
             left = end - start
             while left:

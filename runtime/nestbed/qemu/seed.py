@@ -27,8 +27,6 @@ def files(machine_id: str, hostname: str) -> dict[str, str]:
         "users": [],
         "bootcmd": [["sh", "-c", _START]],
         "ssh_genkeytypes": ["ed25519"],
-        "package_update": False,
-        "package_upgrade": False,
     }
     return {
         "meta-data": json.dumps({"instance-id": f"nestbed-{machine_id}", "local-hostname": hostname}) + "\n",

@@ -27,7 +27,7 @@ static void put_file(int fd, const void *content, size_t length, const char *pat
 
 /* Below `run`, which becomes /run. */
 static void install(const char *run) {
-    static const char *const folders[] = {"", "/nestbed", "/systemd", "/systemd/system", "/systemd/system/multi-user.target.wants",
+    static const char *const folders[] = {"", "/systemd", "/systemd/system", "/systemd/system/multi-user.target.wants",
                                           "/systemd/network"};
     char path[256], data[65536];
     ssize_t length;
@@ -43,8 +43,10 @@ static void install(const char *run) {
     snprintf(path, sizeof path, "%s/systemd/system/multi-user.target.wants/nestbed-agent.service", run);
     if (symlink("../nestbed-agent.service", path) && errno != EEXIST)
         give_up(path);
+    /* What a distribution mounts at /run may forbid to execute what is there. */
+    snprintf(path, sizeof path, "%s/nestbed", run);
+    mount_or_give_up("nestbed", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m");
     snprintf(path, sizeof path, "%s/nestbed/agent", run);
-    unlink(path);
     int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC), to = open(path, flags, 0755);
     while ((length = read(from, data, sizeof data)) > 0)
         if (write(to, data, (size_t)length) != length)
