@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ def prepare(machine: Machine) -> None:
 class Site:
     """A machine whose daemon runs virtual machines, as a user of nbctl sees it."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, starter: Sequence[str] = ()) -> None:
         self.machine = Machine("node1", base)
+        self.machine.daemon.starter = starter
         prepare(self.machine)
         self.proj = Path(tempfile.mkdtemp(prefix="nestbed-proj-"))
         self.proj.chmod(0o1777)

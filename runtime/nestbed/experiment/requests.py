@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nestbed.errors import Unsupported
 from nestbed.experiment.files import with_files
 from nestbed.experiment.plan import Plan, PlannedElement, PlannedLan, digest, impairment
 from nestbed.experiment.ranges import fill
@@ -80,29 +79,12 @@ def lan_impairment(planned: PlannedLan) -> traffic_pb2.Impairment | None:
 
 
 def kind(planned: PlannedElement) -> api.ContainerKind.ValueType:
-    """The kind of container that realises an element.
-
-    Raises:
-        Unsupported: there is none.
-    """
-    words = planned.element.words
-    if words.image:
-        raise Unsupported(
-            f"element {planned.name} has the image {words.image}, and machines have the node's own root only",
-            reason="IMAGE_NOT_OFFERED",
-            remedy="leave the image out",
-            element=planned.name,
-            image=words.image,
-        )
-    return KINDS[words.kind]
+    """The kind of container that realises an element."""
+    return KINDS[planned.element.words.kind]
 
 
 def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
-    """The container that realises an element, but for the digest.
-
-    Raises:
-        Unsupported: as :func:`kind`.
-    """
+    """The container that realises an element, but for the digest."""
     words, number = planned.element.words, planned.element.number
     fs, _, folder = words.fs.partition("=")
     return api.ContainerSpec(
@@ -126,6 +108,7 @@ def container_spec(plan: Plan, planned: PlannedElement) -> api.ContainerSpec:
         control=words.control,
         resources=_limits(planned),
         restart=api.RestartPolicy(mode=_RESTART[words.restart[0]], max_retries=words.restart[1]),
+        qemu=api.QemuSpec(image=words.image) if words.image else None,
         process=api.ProcessSpec(
             args=with_files(planned.args, planned.files),
             env={key: fill(value, number) for key, value in words.env.items()},

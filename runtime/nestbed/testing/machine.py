@@ -125,6 +125,8 @@ class Daemon:
 
     def __init__(self, machine: Machine) -> None:
         self.log: list[dict[str, Any]] = []
+        self.starter: Sequence[str] = ()
+        """A program that executes the words that follow it, and with them the daemon: what gives it surroundings of its own."""
         self._machine = machine
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -150,7 +152,7 @@ class Daemon:
         machine = self._machine
         self._is_ready.clear()
         directories = ("--run-dir", str(machine.run_dir), "--state-dir", str(machine.state_dir))
-        argv = (str(_BIN / "nestbedd"), "--name", machine.name, *directories, *options)
+        argv = (*self.starter, str(_BIN / "nestbedd"), "--name", machine.name, *directories, *options)
         process = machine.popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert process.stderr is not None
         self._process = process
