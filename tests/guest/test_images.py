@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,8 @@ from typing import Any
 import pytest
 
 from nestbed.linux.mount import MNT_DETACH, umount2
-from nestbed.qemu import recipes
+from nestbed.qemu import building, recipes
+from nestbed.qemu.recipes import Recipe
 from nestbed.testing.machine import Machine
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
@@ -256,3 +262,56 @@ def is_in(pid: str, namespace: int) -> bool:
     with contextlib.suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/pid").st_ino == namespace
     return False
+
+
+def reaches_a_mirror() -> bool:
+    words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    found = subprocess.run(words, check=False, capture_output=True, text=True).stdout.split()
+    place = urllib.parse.urlsplit(found[0]) if found else None
+    if place is None or place.hostname is None:
+        return False
+    try:
+        socket.create_connection((place.hostname, place.port or 80), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(400)
+def test_the_same_packages_give_the_same_disk(tmp_path: Path) -> None:
+    """But for time stamps. Of a small recipe, for it is built twice."""
+    if not reaches_a_mirror():
+        pytest.skip("no mirror of packages is reached from here")
+    recipe = dataclasses.replace(recipes.find("debian-12"), packages=("openssh-server",), disk_mib=1024)
+    one, two = (sorted(built(recipe, tmp_path / name)) for name in ("one", "two"))
+    assert len(one) > 1000
+    assert one == two
+    assert not [line for line in one if "ssh_host" in line]
+
+
+def built(recipe: Recipe, folder: Path) -> Iterator[str]:
+    """What is on the disk that a recipe makes."""
+    (folder / "out").mkdir(parents=True)
+    asyncio.run(build(recipe, folder))
+    subprocess.run(["debugfs", "-R", f"rdump / {folder / 'out'}", folder / "disk"], check=True, capture_output=True)
+    yield from described(folder / "out")
+
+
+async def build(recipe: Recipe, folder: Path) -> None:
+    async with contextlib.aclosing(building.make_tree(recipe, folder / "tree")) as steps:
+        async for _ in steps:
+            pass
+    await building.make_disk(recipe, folder / "tree", folder / "disk")
+
+
+def described(top: Path) -> Iterator[str]:
+    """Every file below a folder with all that a build could do to it but for its times."""
+    for folder, folders, names in os.walk(top):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            status = path.lstat()
+            what = f"{path.relative_to(top)} {status.st_mode:o} {status.st_uid}:{status.st_gid} {status.st_rdev}"
+            if path.is_symlink():
+                what += f" {path.readlink()}"
+            elif path.is_file():
+                what += f" {hashlib.sha256(path.read_bytes()).hexdigest()}"
+            yield what

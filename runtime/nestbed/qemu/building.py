@@ -40,9 +40,23 @@ async def build(recipe: Recipe, new: Path) -> AsyncGenerator[str, None]:
         ResourceExhausted: the disk is full. Deadline: it took too long.
     """
     _check_room(new)
-    sources = await _sources(recipe, new)
     tree = new / "tree"
-    (new / "sources.list").write_text(sources)
+    async with contextlib.aclosing(make_tree(recipe, tree)) as steps:
+        async for step in steps:
+            yield step
+    yield "making the disk"
+    take_kernel(tree, new)
+    await make_disk(recipe, tree, new / "disk")
+    with translated("cleaning up after the build", path=new):
+        await asyncio.to_thread(shutil.rmtree, tree)
+        for name in ("sources.list", "apt.conf"):
+            (new / name).unlink()
+
+
+async def make_tree(recipe: Recipe, tree: Path) -> AsyncGenerator[str, None]:
+    """Make the files of an image in ``tree``, which its packages and the recipe alone determine but for time stamps."""
+    new = tree.parent
+    (new / "sources.list").write_text(await _sources(recipe, new))
     (new / "apt.conf").write_text(await _apt_settings(new))
     words = (
         *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--include={','.join(recipe.packages)}"),
@@ -52,14 +66,7 @@ async def build(recipe: Recipe, new: Path) -> AsyncGenerator[str, None]:
     async with contextlib.aclosing(_steps(words, new)) as steps:
         async for step in steps:
             yield step
-    yield "making the disk"
     await _run(("find", str(tree), "-xdev", "-newermt", f"@{_EPOCH}", "-exec", "touch", "-h", "-d", f"@{_EPOCH}", "{}", "+"), new)
-    take_kernel(tree, new)
-    await _make_disk(recipe, tree, new / "disk")
-    with translated("cleaning up after the build", path=new):
-        await asyncio.to_thread(shutil.rmtree, tree)
-        for name in ("sources.list", "apt.conf"):
-            (new / name).unlink()
 
 
 def copy(source: Path, new: Path) -> None:
@@ -89,7 +96,8 @@ def take_kernel(tree: Path, new: Path) -> None:
             (place / name).write_bytes(content)
 
 
-async def _make_disk(recipe: Recipe, tree: Path, disk: Path) -> None:
+async def make_disk(recipe: Recipe, tree: Path, disk: Path) -> None:
+    """Make the file system of a tree: no mount, no loop device; its identity is the recipe's."""
     with translated(f"making {disk}", path=disk), disk.open("wb") as file:
         os.ftruncate(file.fileno(), recipe.disk_mib << 20)
     identity = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{recipe.name}.nestbed"))
