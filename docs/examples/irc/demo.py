@@ -32,8 +32,6 @@ WATCHED, NIC_LAN = "r-south", "irc.south"
 RATE = 10
 """Fetches a second of each bot."""
 PATIENCE_SECONDS = 60.0
-WEB = ("10.4.0.80/24", "10.4.0.1", "10.0.0.0/8")
-"""The target's address, next hop, and what is behind it, if it is the machine."""
 
 
 class Spans(NamedTuple):
@@ -89,17 +87,9 @@ class Demo:
         print(indented(self.nbctl("verify", "irc")))
 
     def _vtopo(self) -> Path:
-        """The vtopo file with the target's kind in it. The machine itself is no element: it is joined to the LAN afterwards."""
+        """The vtopo file with the target's kind in it, and what it needs beside it."""
         vtopo = yaml.safe_load((HERE / "vtopo.yaml").read_text())
-        elements = vtopo["elements"]
-        if self._target == "machine":
-            del elements["target"]
-            for element in elements.values():
-                after = element.get("after")
-                if isinstance(after, list):
-                    element["after"] = [other for other in after if other != "target"]
-        else:
-            elements["target"]["kind"] = self._target
+        vtopo["elements"]["target"]["kind"] = self._target
         path = self._base / "vtopo.yaml"
         path.write_text(yaml.safe_dump(vtopo, sort_keys=False))
         (self._base / "bot.py").write_bytes((HERE / "bot.py").read_bytes())
@@ -227,10 +217,10 @@ def indented(text: str) -> str:
 
 
 @contextmanager
-def daemon(base: Path) -> Iterator[tuple[str, int]]:
-    """A nestbedd in a fresh network namespace with directories of its own: its address and process."""
+def daemon(base: Path) -> Iterator[str]:
+    """A nestbedd in a fresh network namespace with directories of its own. What it may do to "the machine" stays in that namespace."""
     run = base / "run"
-    words = [str(BIN / "nestbedd"), "--name", "demo", "--run-dir", str(run), "--state-dir", str(base / "state")]
+    words = [str(BIN / "nestbedd"), "--name", "demo", "--run-dir", str(run), "--state-dir", str(base / "state"), "--machine-element", "yes"]
     log = (base / "nestbedd.log").open("w+")
     process = subprocess.Popen(["unshare", "--net", "--", *words], stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -239,52 +229,20 @@ def daemon(base: Path) -> Iterator[tuple[str, int]]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise DemoFailure(f"nestbedd does not start:\n{Path(log.name).read_text()}")
             time.sleep(0.05)
-        yield f"unix://{run}/admin.sock", process.pid
+        yield f"unix://{run}/admin.sock"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         log.close()
 
 
-@contextmanager
-def machine_target(demo: Demo, pid: int, base: Path) -> Iterator[None]:
-    """The machine itself on the target's LAN, with a web server of its own: nothing that nestbed knows of."""
-    step("The machine itself joins the target's LAN, with a web server that runs on it as any program")
-    bridge = json.loads(demo.nbctl("-o", "json", "lan", "inspect", NIC_LAN, show=False))["bridge"]
-    enter = ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
-    address, via, behind = WEB
-    for words in (
-        ("ip", "link", "add", "machine0", "type", "veth", "peer", "name", "machine1"),
-        ("sysctl", "-qw", "net.ipv6.conf.machine0.disable_ipv6=1", "net.ipv6.conf.machine1.disable_ipv6=1"),
-        ("ip", "link", "set", "machine1", "master", bridge, "up"),
-        ("ip", "addr", "add", address, "dev", "machine0"),
-        ("ip", "link", "set", "machine0", "up"),
-        ("ip", "route", "add", behind, "via", via),
-    ):
-        subprocess.run([*enter, *words], check=True)
-    web = base / "web"
-    web.mkdir()
-    (web / "page").write_bytes(bytes(20000))
-    words = [*enter, "python3", "-m", "http.server", "80", "--bind", address.partition("/")[0], "--directory", str(web)]
-    server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        print(f"    {address} on machine0, a web server: process {server.pid}")
-        yield
-    finally:
-        server.terminate()
-        server.wait(10)
-        subprocess.run([*enter, "ip", "link", "del", "machine0"], check=False)
-
-
 def play(base: Path, target: str, ptopo: Path, picture: Path, spans: Spans) -> None:
     """The demo from beginning to end."""
     step("A node daemon of its own, in a fresh network namespace")
-    with daemon(base) as (address, pid), ExitStack() as stack:
+    with daemon(base) as address, ExitStack() as stack:
         demo = Demo(address, base, target, spans)
         stack.callback(demo.clean_up)
         demo.up(ptopo)
-        if target == "machine":
-            stack.enter_context(machine_target(demo, pid, base))
         demo.greet()
         before, during, after = demo.load(picture)
         pages = demo.fetched()
