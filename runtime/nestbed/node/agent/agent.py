@@ -13,6 +13,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import cache
+from typing import cast
 
 from nestbed import agentdir
 from nestbed.errors import InvalidArgument, NestbedError, NotFound, WrongState, shown, translated
@@ -37,6 +39,12 @@ _RUNS = (State.RUNNING, State.PAUSED)
 _ENDED = (State.STOPPED, State.RESTARTING)
 
 _logger = logging.getLogger(__name__)
+
+
+@cache
+def _reports(kind: type) -> bool:
+    """Whether containers of this class have a FIFO and a directory. (To ask an object costs as much as to open both.)"""
+    return issubclass(kind, Reporting)
 
 
 class Agent:
@@ -119,10 +127,10 @@ class Agent:
             self._await_deadline(box, arrival)
         if box.held.spec.kind is Kind.QEMU:
             box.spawn(self._listen(box))
-        elif isinstance(box.held.container, Reporting):
+        elif box.held.container is not None and _reports(type(box.held.container)):
             box.open_fifo()
             with contextlib.suppress(NestbedError):  # it ended already, or has something else at that place
-                box.directory = Directory(box.held.container.open_agent())
+                box.directory = Directory(cast("Reporting", box.held.container).open_agent())
                 self._watch(box)
                 self._look(box)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import stat
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -106,8 +108,9 @@ class Box:
     def _transfer(self) -> bool:
         """Move what waits in the FIFO to the journal; whether there was anything."""
         try:
-            is_any = self.journal.receive(self._fifo) > 0
-            self.digest()
+            is_any = _has_bytes(self._fifo) and self.journal.receive(self._fifo) > 0
+            if is_any or self.journal.has_inbox:
+                self.digest()
         except NestbedError as error:  # a full disk: it stays in the FIFO until there is room
             _logger.warning("reports wait", extra=fields(container=self.held.spec.id, reason=error.reason, cause=error.message))
             self._pause(RETRY_SECONDS)
@@ -235,3 +238,7 @@ class Box:
             made = self._report(b" ".join(found.data.split(b"\n")), self.journal.tally.number + 1, lost, shown(found.name))
         step: dict[str, Any] = {"dropped": found.mark, **({"lost": dict(lost)} if lost else {})}
         self._deliver([step if made is None else {**step, "report": to_json(made)}], [] if made is None else [made])
+
+
+def _has_bytes(fifo: int) -> bool:
+    return any(fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))

@@ -101,6 +101,8 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.tally = Tally()
+        self.has_inbox = False
+        """Whether there may be something in the inbox."""
 
     def load(self) -> bool:
         """Read what an earlier daemon wrote; whether there was anything."""
@@ -114,7 +116,8 @@ class Journal:
                     (self._directory / f"{_INBOX}{number}").unlink()
                 elif number != self.tally.inbox:
                     self.tally.inbox, self.tally.read_bytes = number, 0
-        return _JOURNAL in names or bool(_inboxes(names))
+        self.has_inbox = bool(_inboxes(names))
+        return _JOURNAL in names or self.has_inbox
 
     # ---- the inbox
 
@@ -151,6 +154,7 @@ class Journal:
 
     def _open_inbox(self) -> int:
         path = self._directory / f"{_INBOX}{self.tally.inbox}"
+        self.has_inbox = True
         with translated(f"opening {path}", path=path):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
