@@ -14,8 +14,9 @@ from nestbed.process.accounts import NodeAccounts, User, accounts_in, resolve_us
 from nestbed.process.console import ProcessConsole
 from nestbed.process.execution import ProcessExecution
 from nestbed.process.keeper_client import KeeperError, close_all
-from nestbed.process.parts import Parts, is_paused, not_running, translated_answer, translated_refusal
+from nestbed.process.parts import Parts, is_paused, translated_answer, translated_refusal
 from nestbed.process.streams import Reader, Writer, set_size, stdin_closed
+from nestbed.refusals import not_running
 
 
 class Dialogue:

@@ -26,8 +26,9 @@ from nestbed.process.console import ProcessConsole
 from nestbed.process.dialogue import Dialogue
 from nestbed.process.execution import ProcessExecution
 from nestbed.process.keeper_client import KeeperError, close_all
-from nestbed.process.parts import Parts, already_running, no_nic, not_running, owes_restart, status_of, translated_refusal
+from nestbed.process.parts import Parts, no_nic, owes_restart, status_of, translated_refusal
 from nestbed.process.ports import check_apart, routes_of
+from nestbed.refusals import already_running, carry_through, never_started, not_paused, not_running
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.RESTARTING)
 _KILL_SECONDS = 10.0
@@ -332,9 +333,8 @@ class ProcessContainer:
         if self._starting is not None or self._status.state in _ALIVE:
             raise already_running(self.id)
         self._starting = asyncio.create_task(self._start())
-        self._starting.add_done_callback(_noted)
-        # A caller who gives up leaves the start to come to its end: the keeper does not stop half-way.
-        await asyncio.shield(self._starting)
+        # The keeper does not stop half-way.
+        await carry_through(self._starting)
 
     async def _start(self) -> None:
         before = self._status
@@ -381,7 +381,7 @@ class ProcessContainer:
         """See the contract."""
         await self._settled()
         if self._status.state is State.CREATED:
-            raise WrongState(f"container {self.id} was never started", reason="NEVER_STARTED", remedy="start it", container=self.id)
+            raise never_started(self.id)
         await self._until(State.STOPPED)
         return self._status.exit or ExitStatus(reason="unknown")
 
@@ -398,7 +398,7 @@ class ProcessContainer:
     async def resume(self) -> None:
         """See the contract."""
         if self._status.state is not State.PAUSED:
-            raise WrongState(f"container {self.id} is not paused", reason="NOT_PAUSED", remedy="pause it first", container=self.id)
+            raise not_paused(self.id)
         self._parts.cgroups.thaw(self.id)
         self._set(dataclasses.replace(self._status, state=State.RUNNING))
 
@@ -545,9 +545,3 @@ class ProcessContainer:
         if self._status.state in (State.RUNNING, State.PAUSED):
             found.append(f"process:{self._status.pid}")
         return found
-
-
-def _noted(task: asyncio.Task[None]) -> None:
-    """Take note of how a start failed whose caller gave up; the status tells it."""
-    if not task.cancelled():
-        task.exception()

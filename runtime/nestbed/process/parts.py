@@ -25,6 +25,7 @@ from nestbed.process.keeper_client import KeeperClient, KeeperError, Reply
 from nestbed.process.limits import Cgroups
 from nestbed.process.lookup import not_executable, program_not_found
 from nestbed.process.ports import Ports
+from nestbed.refusals import already_running, not_running
 from nestbed.runtime import StatusListener
 
 T = TypeVar("T")
@@ -159,16 +160,6 @@ def translated_answer(error: KeeperError, container_id: str) -> NestbedError:
     if error.number == errno.EALREADY:
         return already_running(container_id)
     return from_errno(error.number, f"container {container_id}: {error.step}: {error.text}", container=container_id, step=error.step)
-
-
-def not_running(container_id: str) -> WrongState:
-    """It must run for that."""
-    return WrongState(f"container {container_id} does not run", reason="NOT_RUNNING", remedy="start it", container=container_id)
-
-
-def already_running(container_id: str) -> WrongState:
-    """It must not run for that."""
-    return WrongState(f"container {container_id} runs already", reason="ALREADY_RUNNING", remedy="stop it first", container=container_id)
 
 
 def no_nic(container_id: str, name: str) -> NotFound:

@@ -33,6 +33,7 @@ from nestbed.qemu.inside import Code
 from nestbed.qemu.monitor import Monitor
 from nestbed.qemu.news import News
 from nestbed.qemu.sandbox import Sandbox
+from nestbed.refusals import already_running, carry_through, never_started, not_paused, not_running
 from nestbed.runtime import Console, StatusListener
 
 BOOT_SECONDS = 180.0
@@ -265,10 +266,9 @@ class QemuContainer:
     async def start(self) -> None:
         """See the contract."""
         if self._starting is not None or self.inner.status.state in _ALIVE:
-            raise WrongState(f"container {self.id} runs already", reason="ALREADY_RUNNING", remedy="stop it first", container=self.id)
+            raise already_running(self.id)
         self._starting = asyncio.create_task(self._start())
-        self._starting.add_done_callback(_noted)
-        await asyncio.shield(self._starting)
+        await carry_through(self._starting)
 
     async def _start(self) -> None:
         before = self._status
@@ -347,14 +347,14 @@ class QemuContainer:
     async def kill(self, signal: int) -> None:
         """See the contract."""
         if self._status.state not in (State.RUNNING, State.PAUSED):
-            raise self._not_running()
+            raise not_running(self.id)
         await self.inner.kill(signal)
 
     async def wait(self) -> ExitStatus:
         """See the contract."""
         await self._settled()
         if self._status.state is State.CREATED:
-            raise WrongState(f"container {self.id} was never started", reason="NEVER_STARTED", remedy="start it", container=self.id)
+            raise never_started(self.id)
         while self._status.state is not State.STOPPED:
             await self.inner.wait()
             self._set(self._outer(self.inner.status))
@@ -369,7 +369,7 @@ class QemuContainer:
     async def resume(self) -> None:
         """See the contract."""
         if self._status.state is not State.PAUSED:
-            raise WrongState(f"container {self.id} is not paused", reason="NOT_PAUSED", remedy="pause it first", container=self.id)
+            raise not_paused(self.id)
         await self.inner.resume()
         await self._monitor.execute("cont")
         await self._show_links(only_down=False)
@@ -560,17 +560,8 @@ class QemuContainer:
     def _check_running(self) -> None:
         self._check_not_paused()
         if self._status.state is not State.RUNNING:
-            raise self._not_running()
+            raise not_running(self.id)
 
     def _check_not_paused(self) -> None:
         if self._status.state is State.PAUSED:
             raise WrongState(f"container {self.id} is paused", reason="PAUSED", remedy="resume it first", container=self.id)
-
-    def _not_running(self) -> WrongState:
-        return WrongState(f"container {self.id} does not run", reason="NOT_RUNNING", remedy="start it", container=self.id)
-
-
-def _noted(task: asyncio.Task[None]) -> None:
-    """Take note of how a start failed whose caller gave up; the status tells it."""
-    if not task.cancelled():
-        task.exception()

@@ -18,9 +18,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from nestbed import runlog
-from nestbed.errors import AlreadyExists, CorruptState, InvalidArgument, NestbedError, NotFound, WrongState
+from nestbed.errors import AlreadyExists, CorruptState, InvalidArgument, NestbedError, NotFound
 from nestbed.lanmodel import Lan, Nic, NicStats
 from nestbed.model import Ability, Bundle, ExecSpec, ExitStatus, Kind, Resources, RestartMode, RestartPolicy, Spec, State, Stats, Status
+from nestbed.refusals import already_running, never_started, not_paused, not_running
 from nestbed.runtime import Leftover, Output, StatusListener
 from nestbed.testing.files import FakeFiles
 from nestbed.testing.programs import FakeProcess, check_program
@@ -191,9 +192,7 @@ class FakeContainer:
 
     async def start(self) -> None:
         if self._is_destroyed or self._status.state not in _REST:
-            raise WrongState(
-                f"container {self._spec.name} runs already", reason="ALREADY_RUNNING", remedy="stop it first", container=self.id
-            )
+            raise already_running(self.id)
         try:
             self._kernel.check("start")
             check_program(self._spec.process.args)
@@ -221,18 +220,18 @@ class FakeContainer:
 
     async def kill(self, number: int) -> None:
         if self._status.state not in (State.RUNNING, State.PAUSED) or self._process is None:
-            raise WrongState(f"container {self._spec.name} does not run", reason="NOT_RUNNING", remedy="start it", container=self.id)
+            raise not_running(self.id)
         self._process.signal(number)
 
     async def wait(self) -> ExitStatus:
         if not self._has_run:
-            raise WrongState(f"container {self._spec.name} was never started", reason="NEVER_STARTED", remedy="start it", container=self.id)
+            raise never_started(self.id)
         await self._settled()
         return self._status.exit or ExitStatus(reason="unknown")
 
     async def exec(self, spec: ExecSpec) -> FakeExecution:
         if self._status.state is not State.RUNNING:
-            raise WrongState(f"container {self._spec.name} does not run", reason="NOT_RUNNING", remedy="start it", container=self.id)
+            raise not_running(self.id)
         self._kernel.check("exec")
         check_program(spec.args)
         sink = FakeSink()
@@ -298,13 +297,13 @@ class FakeContainer:
 
     async def pause(self) -> None:
         if self._status.state is not State.RUNNING or self._process is None:
-            raise WrongState(f"container {self._spec.name} does not run", reason="NOT_RUNNING", remedy="start it", container=self.id)
+            raise not_running(self.id)
         self._process.gate.clear()
         self._set(state=State.PAUSED)
 
     async def resume(self) -> None:
         if self._status.state is not State.PAUSED:
-            raise WrongState(f"container {self._spec.name} is not paused", reason="NOT_PAUSED", remedy="pause it first", container=self.id)
+            raise not_paused(self.id)
         self._thaw()
 
     async def update(self, resources: Resources, restart: RestartPolicy) -> None:
