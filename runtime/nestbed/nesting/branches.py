@@ -388,8 +388,10 @@ class Branches:
             machine = self._node.find_nested(ref)
         except NotFound as error:
             raise _no_node(ref) from error
-        self._sync()
         branch = self._branches.get(machine.id)
+        if branch is None or branch.machine != machine:
+            self._sync()
+            branch = self._branches.get(machine.id)
         if branch is None:
             raise _no_node(machine.name)
         await branch.ready()
