@@ -57,6 +57,7 @@ class Node:
         self.frames: list[bytes] = []
         self.ended = threading.Event()
         """Set when the reader of a capture has gone."""
+        self.unreachable: list[node_pb2.NodeFault] = []
         self.ready = threading.Event()
         """Set when a stream of measurements has begun to wait."""
 
@@ -170,7 +171,8 @@ class Containers(container_pb2_grpc.ContainerServiceServicer):
         found = [item for item in self.node.containers.values() if all(item.spec.labels.get(k) == v for k, v in request.labels.items())]
         at = int(request.page_token or 0)
         end = at + (request.page_size or 500)
-        return api.ListContainersResponse(containers=found[at:end], next_page_token=str(end) if end < len(found) else "")
+        token = str(end) if end < len(found) else ""
+        return api.ListContainersResponse(containers=found[at:end], next_page_token=token, unreachable=self.node.unreachable)
 
     def _change(self, request: Any, context: Any, state: api.ContainerState, response: Reply) -> Any:
         self.node.calls.append(request)

@@ -285,3 +285,29 @@ def test_no_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("\n") == 2
     assert run(["-H", str(tmp_path), "run", "process", "--", "true"]) == 125
     assert run(["-H", "nonsense", "ps"]) == 1
+
+
+# ---------------------------------------------------------------- nodes inside
+
+
+def test_on_names_the_node_inside(node: Served) -> None:
+    for words, name in (
+        (("--on", "vm1", "--name", "web"), "vm1/web"),
+        (("--on", "vm1/vm2/"), "vm1/vm2/"),
+        (("--name", "vm1/web"), "vm1/web"),
+    ):
+        assert node.nbctl("run", "process", "-d", *words, "--", "cat")[0] == 0
+        assert node.node.calls[-1].spec.name == name
+    assert node.nbctl("run", "qemu", "--node", "--name", "vm1")[0] == 0
+    assert node.node.calls[-1].spec.qemu.node
+
+
+def test_ps_tells_of_nodes_that_do_not_answer(node: Served) -> None:
+    node.node.add("web")
+    node.node.unreachable = [
+        node_pb2.NodeFault(node="vm1", state=node_pb2.NODE_STATE_SILENT, detail="it does not answer any more"),
+        node_pb2.NodeFault(node="vm2", state=node_pb2.NODE_STATE_STOPPED, detail="its virtual machine does not run"),
+    ]
+    code, out, err = node.nbctl("ps", "-o", "name")
+    assert (code, out) == (0, "web\n")
+    assert err == "nbctl: node vm1 is silent: it does not answer any more\nremedy: `nbctl node ls` shows when it is ready\n"

@@ -143,6 +143,13 @@ def test_choose(names: list[str], chosen: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("glob", "matched"), [("*", ["vm1"]), ("vm1/*", ["vm1/web"]), ("*/w*", ["vm1/web"]), ("*/*/*", ["vm1/vm2/x"]), ("vm*", ["vm1"])]
+)
+def test_globs_match_paths_part_by_part(glob: str, matched: list[str]) -> None:
+    assert [path for path in ("vm1", "vm1/web", "vm1/vm2/x") if select.matches_path(path, glob)] == matched
+
+
+@pytest.mark.parametrize(
     ("name", "message", "remedy"),
     [
         ("wbe", "nothing is named 'wbe'", "did you mean web?"),
