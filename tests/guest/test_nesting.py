@@ -91,20 +91,21 @@ def test_secrets_of_the_node_outside_are_not_in_the_guest(nest: Site) -> None:
 
 
 HEAR = """
-import socket, sys
+import socket, struct, sys
 heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 heard.bind(('', 5000))
-heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('239.5.5.5') + socket.inet_aton('0.0.0.0'))
+group = struct.pack('=4s4si', socket.inet_aton('239.5.5.5'), bytes(4), socket.if_nametoindex('eth0'))
+heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
 heard.settimeout(100)
 missing = {f'{kind} {name}'.encode() for name in sys.argv[1:] for kind in ('all', 'many')}
 while missing:
     missing.discard(heard.recv(100))
 """
 SAY = """
-import socket, sys
+import socket, struct, sys
 said = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 said.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-said.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+said.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack('=4s4si', bytes(4), bytes(4), socket.if_nametoindex('eth0')))
 said.sendto(b'all ' + sys.argv[1].encode(), ('10.5.0.255', 5000))
 said.sendto(b'many ' + sys.argv[1].encode(), ('239.5.5.5', 5000))
 """
