@@ -34,6 +34,8 @@ Response = TypeVar("Response")
 
 CALL_SECONDS = 120.0
 """How long a call that should answer at once may take, unless ``connect`` is told otherwise."""
+START_SECONDS = 600.0
+"""The same for one that starts a container: a machine boots for minutes where machines are emulated in one another."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -56,6 +58,7 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
         self._channel = channel
         self._address = address
         self._call_seconds = call_seconds
+        self._start_seconds = START_SECONDS if call_seconds == CALL_SECONDS else call_seconds
         self._resources = resources
         self._agents = AgentServiceStub(channel)
         self._containers = ContainerServiceStub(channel)
@@ -108,7 +111,7 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
         With ``start`` also run its program, in the same call; one that cannot be started is removed again.
         """
         request = api.CreateContainerRequest(spec=spec, request_id=request_id, start=start)
-        return (await self._call(self._containers.CreateContainer, request)).container
+        return (await self._call(self._containers.CreateContainer, request, seconds=self._start_seconds)).container
 
     async def get_container(self, container: str) -> api.Container:
         """One container."""
@@ -138,7 +141,8 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
 
     async def start_container(self, container: str) -> api.Container:
         """Run its program; answers when it has been executed."""
-        return (await self._call(self._containers.StartContainer, api.StartContainerRequest(container=container))).container
+        request = api.StartContainerRequest(container=container)
+        return (await self._call(self._containers.StartContainer, request, seconds=self._start_seconds)).container
 
     async def stop_container(self, container: str, *, grace_seconds: float | None = None) -> api.Container:
         """Ask the program to end, and after the grace (10 s unless given) end it."""

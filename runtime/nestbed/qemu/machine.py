@@ -36,7 +36,7 @@ from nestbed.qemu.sandbox import Sandbox
 from nestbed.refusals import already_running, carry_through, never_started, not_paused, not_running
 from nestbed.runtime import Console, StatusListener
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 300.0
 """How long a guest may take until its program runs."""
 
 _HOSTS_SECONDS = 2.0

@@ -19,6 +19,8 @@ QUEUED = 8192
 QUEUED_BYTES = 64 * 1024 * 1024
 QUEUE_SECONDS = 60.0
 RUN_SECONDS = 60.0
+MACHINE_SECONDS = 600.0
+"""How long a call may take that boots a virtual machine; the machine itself has less."""
 LONG = 4096
 LONG_PER_CALLER = 2048
 
@@ -49,28 +51,30 @@ class Admission:
         self._long: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def short(self, size: Callable[[], int]) -> AsyncIterator[None]:
-        """A place for a short call; ``size`` gives the bytes its request holds while it waits.
+    async def short(self, size: Callable[[], int], run_seconds: float | None = None) -> AsyncIterator[None]:
+        """A place for a short call; ``size`` gives the bytes its request holds while it waits, ``run_seconds`` how long it may then take,
+        if not as all do.
 
         Raises:
             ResourceExhausted: the queue is full (QUEUE_FULL), or no place came free in time (QUEUE_SLOW).
             Deadline: the call, once it had its place, took too long.
         """
+        seconds = run_seconds or self._run_seconds
         if self._places.locked():
             await self._queue(size())
         else:
             await self._places.acquire()
         try:
-            async with asyncio.timeout(self._run_seconds) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 yield
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise Deadline(
-                f"the node did not finish the call within {self._run_seconds:g} s",
+                f"the node did not finish the call within {seconds:g} s",
                 reason="CALL_SLOW",
                 remedy="see in the log of nestbedd what holds it up",
-                seconds=self._run_seconds,
+                seconds=seconds,
             ) from error
         finally:
             self._places.release()

@@ -19,7 +19,7 @@ from nestbed.errors import InvalidArgument, Unavailable
 from nestbed.log import bound, fields
 from nestbed.nesting import naming
 from nestbed.nesting.forward import CALL_SECONDS, Forward, Route, route
-from nestbed.service.admission import Admission
+from nestbed.service.admission import MACHINE_SECONDS, Admission
 from nestbed.service.authorize import LEAST_ROLES, Caller, Role, authorize, caller, calling
 from nestbed.service.identity import Identify
 from nestbed.service.status import cause, refusal
@@ -39,6 +39,9 @@ LONG_CALLS = frozenset(
     }
 )
 """Calls with one answer that wait for something outside nestbed; every stream is a long call too."""
+
+MACHINE_CALLS = frozenset({"/nestbed.v1.ContainerService/CreateContainer", "/nestbed.v1.ContainerService/StartContainer"})
+"""Calls that may boot a virtual machine, which takes what it takes: minutes for an emulated one inside another."""
 
 if TYPE_CHECKING:
     Context = aio.ServicerContext[Any, Any]
@@ -94,9 +97,11 @@ class Guard(Interceptor):
         behaviour: Any = handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
         serve = _writing(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
         is_long = handler.request_streaming or handler.response_streaming or method in LONG_CALLS
+        limit = MACHINE_SECONDS if method in MACHINE_CALLS else None
+        short = partial(self._short, limit)
         passed = route(method)
         if passed is not None:
-            serve = _passing(self._forward, passed, serve, CALL_SECONDS if method not in LONG_CALLS else None)
+            serve = _passing(self._forward, passed, serve, None if method in LONG_CALLS else limit or CALL_SECONDS)
         level = logging.INFO if LEAST_ROLES.get(method, Role.ADMIN) > Role.VIEWER else logging.DEBUG
 
         async def guarded(request: Any, context: Context) -> Any:
@@ -107,7 +112,7 @@ class Guard(Interceptor):
                     with bound(caller=who.name, pid=who.pid), calling(who):
                         authorize(method, who)
                         is_elsewhere = passed is not None and not is_long and bool(_head_of(request))
-                        admit = self._long if is_long or is_elsewhere else self._short
+                        admit = self._long if is_long or is_elsewhere else short
                         answer = await admit(serve, _checked(request), context, who)
                         # Written once the answer is on its way: whoever reads the log may be slow.
                         told = partial(logger.log, level, "call answered", extra=fields(ms=_ms_since(began)))
@@ -132,10 +137,10 @@ class Guard(Interceptor):
         }[bool(handler.request_streaming), bool(handler.response_streaming)]
         return make(guarded, _tolerant(handler.request_deserializer), handler.response_serializer)
 
-    async def _short(self, serve: Serve, request: Any, context: Context, who: Caller) -> Any:
+    async def _short(self, limit: float | None, serve: Serve, request: Any, context: Context, who: Caller) -> Any:
         if self._is_draining:
             raise _going_down()
-        async with self._admission.short(request.ByteSize):
+        async with self._admission.short(request.ByteSize, limit):
             return await serve(request, context)
 
     async def _long(self, serve: Serve, request: Any, context: Context, who: Caller) -> Any:
