@@ -107,7 +107,8 @@ class Generator:
     def _name(self, message: Message) -> None:
         """Name things that there may be."""
         for name, known in (("container", "abcde"), ("lan", ("lan0", "lan1"))):
-            if name in message.DESCRIPTOR.fields_by_name:
+            field = message.DESCRIPTOR.fields_by_name.get(name)
+            if field is not None and field.message_type is None:
                 setattr(message, name, self.random.choice(known))
         start = message.DESCRIPTOR.fields_by_name.get("start")
         if start is not None and start.message_type is not None:
