@@ -17,6 +17,7 @@ import pytest
 from tests.guest import stock
 from tests.guest.conftest import Site
 
+from nestbed.linux.mount import MNT_DETACH, umount2
 from nestbed.qemu import recipes
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -35,6 +36,9 @@ class DiskSite(Site):
         self.key = base / "key"
         self.base_mtime, self.off = 0, ""
         self._make_user(base)
+        self.state_dir = base / "state"
+        self.state_dir.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", self.state_dir], check=True)  # so that it can be full
         super().__init__(base, (*_STARTER, str(base / "passwd"), str(base / "group")))
 
     def _make_user(self, base: Path) -> None:
@@ -47,6 +51,10 @@ class DiskSite(Site):
         user = f"tess:x:{UID}:{UID}:Tess of the testbed:{self.home}:/bin/bash\n"
         (base / "passwd").write_text(Path("/etc/passwd").read_text() + user)
         (base / "group").write_text(f"{_with_member('sudo', 'tess')}tess:x:{UID}:\nlab:x:4300:tess\n")
+
+    def close(self) -> None:
+        super().close()
+        umount2(str(self.state_dir), MNT_DETACH)
 
     def boot(self) -> None:
         """Start d1, and wait until it is up: however long that takes here, no call has to last as long."""
@@ -213,6 +221,22 @@ def test_what_is_written_stays_and_the_image_does_not_change(site: DiskSite) -> 
     assert site.base().stat().st_mtime_ns == site.base_mtime
     assert site.base().stat().st_mode & 0o777 == 0o444
     assert site.machine.nbctl("audit").returncode == 0
+
+
+def test_a_full_disk_of_the_node_is_an_error_of_the_guests_disk(site: DiskSite) -> None:
+    free = os.statvfs(site.state_dir)
+    filler = site.state_dir / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - (2 << 20))
+    try:
+        write = "dd if=/dev/urandom of=/srv/big bs=1M count=16 2>&1; sync /srv/big"
+        result = site.machine.nbctl("exec", "d1", "--", "sh", "-c", write, timeout_seconds=60)
+        assert result.returncode == 1
+        assert "Input/output error" in result.stdout + result.stderr
+        assert site.inside("d1", "echo", "alive") == "alive\n"
+    finally:
+        filler.unlink()
+    site.inside("d1", "sh", "-c", "rm /srv/big; echo again >/srv/small; sync /srv/small; rm /srv/small")
 
 
 def test_a_disk_as_distributions_publish_it_boots(site: DiskSite, tmp_path: Path) -> None:

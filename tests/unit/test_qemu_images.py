@@ -175,6 +175,18 @@ def test_users_are_told_after_their_groups(etc: Path) -> None:
     assert all(frame.channel == 0 for frame in told)
 
 
+def test_many_members_are_told_in_several_frames(etc: Path) -> None:
+    names = [f"user{number:03}-{'x' * 24}" for number in range(300)]
+    passwd = "".join(f"{name}:x:{2000 + number}:100::/nonexistent:/bin/sh\n" for number, name in enumerate(names))
+    (etc / "passwd").write_text(passwd + f"long:x:3000:100:{'y' * 300}:/nonexistent:/bin/sh\n")
+    (etc / "group").write_text(f"lab:x:4300:{','.join(names)}\n")
+    told = Parser().feed(accounts.frames_of(etc))
+    groups = [frame.payload.split(b"\0")[2].decode().split(",") for frame in told if frame.type == Type.GROUP]
+    assert [len(group) for group in groups] == [100, 100, 100]
+    assert [name for group in groups for name in group] == names
+    assert sum(frame.type == Type.ACCOUNT for frame in told) == 300
+
+
 # ---------------------------------------------------------------- recipes
 
 

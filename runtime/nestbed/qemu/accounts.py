@@ -17,6 +17,8 @@ UIDS = range(1000, 60000)
 USERS_MAX = 500
 SUDO_GROUPS = frozenset(("sudo", "wheel", "admin"))
 KEYS_BYTES_MAX = 8192
+_FIELD_CHARS_MAX = 255
+_MEMBERS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,11 @@ class Group:
 def frames_of(etc: Path = Path("/etc")) -> bytes:
     """What tells the agent of all of them."""
     groups, users = read(etc)
-    told = [frames.words(Type.GROUP, 0, group.name, str(group.gid), ",".join(group.members)) for group in groups]
+    told = [
+        frames.words(Type.GROUP, 0, group.name, str(group.gid), ",".join(group.members[at : at + _MEMBERS_AT_ONCE]))
+        for group in groups
+        for at in range(0, max(len(group.members), 1), _MEMBERS_AT_ONCE)
+    ]
     for user in users:
         numbers = (str(user.uid), str(user.gid))
         sudo = "sudo" if user.may_sudo else ""
@@ -76,6 +82,8 @@ def _fields(path: Path, count: int) -> Iterator[Sequence[str]]:
     with contextlib.suppress(OSError):
         for line in path.read_text(errors="surrogateescape").splitlines():
             fields = line.split(":")
+            if count == 7 and any(len(field) > _FIELD_CHARS_MAX for field in fields):
+                continue
             if len(fields) == count and fields[0] and fields[2].isdecimal() and (count == 4 or fields[3].isdecimal()):
                 yield fields
 

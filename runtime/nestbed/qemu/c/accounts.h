@@ -58,7 +58,8 @@ static int has_line(const char *path, const char *name) {
 
 /* Words: name, number, names of its members with commas between them. */
 static int set_group(const char *name, const char *number, char *members) {
-    char line[8192], *text = whole_file("/etc/group"), *old = text ? find_line(text, name, ':') : NULL, *member;
+    static char line[65536];
+    char *text = whole_file("/etc/group"), *old = text ? find_line(text, name, ':') : NULL, *member;
     int error = 0;
     if (old) {
         old[strcspn(old, "\n")] = 0;
