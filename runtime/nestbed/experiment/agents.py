@@ -141,16 +141,13 @@ class Barriers:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _met(self) -> dict[tuple[str, str], list[str]]:
-        """Who may go on: arrivals by node and container."""
-        waiting = [
-            ((node, agent.id), _arrival(each))
-            for (node, _), agent in (await _all(self._plan, self._fleet)).items()
-            for each in agent.arrivals
-        ]
-        by_name = {f"{node}/{container}": (node, container) for (node, container), _ in waiting}
+        """Who may go on: arrivals by node and container. (Of nodes that are reached through the same one each tells of all.)"""
+        agents = await _all(self._plan, self._fleet)
+        nodes = {agent.id: node for (node, _), agent in agents.items()}
+        waiting = {(agent.id, each.id): (agent.id, _arrival(each)) for agent in agents.values() for each in agent.arrivals}
         met: dict[tuple[str, str], list[str]] = {}
-        for owner, arrival in complete([("/".join(owner), arrival) for owner, arrival in waiting]):
-            met.setdefault(by_name[owner], []).append(arrival.id)
+        for container, arrival in complete(waiting.values()):
+            met.setdefault((nodes[container], container), []).append(arrival.id)
         return met
 
     async def _release(self, met: Mapping[tuple[str, str], Sequence[str]]) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from nestbed.experiment.experiments import Experiments
+from nestbed.nesting import naming
+from nestbed.nesting.branches import Branch
+from nestbed.nesting.forward import Forward
 from nestbed.node.agent.agent import ELEMENT_LABEL, EXPERIMENT_LABEL
 from nestbed.node.agent.values import AgentView, Report
 from nestbed.node.node import Node
@@ -16,21 +20,28 @@ from nestbed.v1 import agent_pb2 as api
 from nestbed.v1 import container_pb2
 from nestbed.v1.agent_pb2_grpc import AgentServiceServicer
 
+LIST = "/nestbed.v1.AgentService/ListAgents"
 _STATES = {state: container_pb2.ContainerState.ValueType(number) for number, state in convert.STATES.items()}
 
 
 class Agents(AgentServiceServicer):
     """The agent of one node; every method's meaning stands in ``agent.proto``."""
 
-    def __init__(self, node: Node, experiments: Experiments) -> None:
+    def __init__(self, node: Node, forward: Forward, experiments: Experiments) -> None:
         self._node = node
+        self._forward = forward
         self._experiments = experiments
 
     async def ListAgents(self, request: api.ListAgentsRequest, context: Any) -> api.ListAgentsResponse:
         if request.experiment:
             return api.ListAgentsResponse(agents=await self._experiments.agents(request.experiment, tuple(request.names)))
-        found = self._node.agents(names=tuple(request.names), labels=convert.pairs(request.labels))
-        return api.ListAgentsResponse(agents=[_agent(each) for each in found])
+        names, labels = naming.own_share(request.names), convert.pairs(request.labels)
+        found = [] if names is None else self._node.agents(names=tuple(names), labels=labels)
+        response = api.ListAgentsResponse(agents=[_agent(each) for each in found])
+        answers, _ = await self._forward.gather(LIST, partial(_inside, request), caller().role.label)
+        for branch, answer in answers:
+            response.agents.extend(naming.prefix(answer, branch.name, branch.id).agents)
+        return response
 
     async def WatchReports(self, request: api.WatchReportsRequest, context: Any) -> AsyncIterator[api.WatchReportsResponse]:
         tail = request.tail if request.HasField("tail") else None
@@ -58,6 +69,12 @@ class Agents(AgentServiceServicer):
 
     async def Release(self, request: api.ReleaseRequest, context: Any) -> api.ReleaseResponse:
         return api.ReleaseResponse(arrivals=self._node.release(request.container, tuple(request.arrivals)))
+
+
+def _inside(request: api.ListAgentsRequest, branch: Branch) -> api.ListAgentsRequest | None:
+    """What the node inside is asked; None for nothing."""
+    names = naming.share_of(request.names, branch.name, branch.id)
+    return None if names is None else api.ListAgentsRequest(names=names, labels=request.labels)
 
 
 def _agent(view: AgentView) -> api.Agent:

@@ -120,7 +120,7 @@ class Server:
         self._guard = Guard(identify, admission or Admission(), forward)
         self._health = Health(SERVICES)
         self.grpc: Any = aio.server(interceptors=(self._guard,), options=_OPTIONS)
-        agent_pb2_grpc.add_AgentServiceServicer_to_server(Agents(node, experiments), self.grpc)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(Agents(node, forward, experiments), self.grpc)
         container_pb2_grpc.add_ContainerServiceServicer_to_server(Containers(node, forward), self.grpc)
         experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(ExperimentCalls(experiments), self.grpc)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageCalls(node), self.grpc)

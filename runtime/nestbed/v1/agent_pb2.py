@@ -28,7 +28,7 @@ from nestbed.v1 import container_pb2 as nestbed_dot_v1_dot_container__pb2
 from nestbed.v1 import naming_pb2 as nestbed_dot_v1_dot_naming__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nestbed/v1/agent.proto\x12\nnestbed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anestbed/v1/container.proto\x1a\x17nestbed/v1/naming.proto\"\xaf\x01\n\x06Report\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x1e.nestbed.v1.Report.FieldsEntry\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\x07\x41rrival\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61rrier\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfe\x02\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0f\n\x07\x65lement\x18\x04 \x01(\t\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.nestbed.v1.ContainerState\x12 \n\x04last\x18\x06 \x01(\x0b\x32\x12.nestbed.v1.Report\x12-\n\x06\x66ields\x18\x07 \x03(\x0b\x32\x1d.nestbed.v1.Agent.FieldsEntry\x12)\n\x04lost\x18\x08 \x03(\x0b\x32\x1b.nestbed.v1.Agent.LostEntry\x12%\n\x08\x61rrivals\x18\t \x03(\x0b\x32\x13.nestbed.v1.Arrival\x12\x0c\n\x04node\x18\n \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tLostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa0\x01\n\x11ListAgentsRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x39\n\x06labels\x18\x03 \x03(\x0b\x32).nestbed.v1.ListAgentsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x12ListAgentsResponse\x12!\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x11.nestbed.v1.Agent\"n\n\x13WatchReportsRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x17\n\tcontainer\x18\x02 \x01(\tB\x04\xd8\xce\x18\x01\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x11\n\x04tail\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_tail\";\n\x14WatchReportsResponse\x12#\n\x07reports\x18\x01 \x03(\x0b\x32\x12.nestbed.v1.Report\"H\n\x0bTellRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x17\n\tcontainer\x18\x02 \x01(\tB\x04\xd8\xce\x18\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x0e\n\x0cTellResponse\"e\n\x13WatchTrafficRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x14WatchTrafficResponse\x12)\n\x05stats\x18\x01 \x03(\x0b\x32\x1a.nestbed.v1.ContainerStats\";\n\x0eReleaseRequest\x12\x17\n\tcontainer\x18\x01 \x01(\tB\x04\xd8\xce\x18\x01\x12\x10\n\x08\x61rrivals\x18\x02 \x03(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08\x61rrivals\x18\x01 \x03(\t2\x84\x03\n\x0c\x41gentService\x12K\n\nListAgents\x12\x1d.nestbed.v1.ListAgentsRequest\x1a\x1e.nestbed.v1.ListAgentsResponse\x12S\n\x0cWatchReports\x12\x1f.nestbed.v1.WatchReportsRequest\x1a .nestbed.v1.WatchReportsResponse0\x01\x12\x39\n\x04Tell\x12\x17.nestbed.v1.TellRequest\x1a\x18.nestbed.v1.TellResponse\x12S\n\x0cWatchTraffic\x12\x1f.nestbed.v1.WatchTrafficRequest\x1a .nestbed.v1.WatchTrafficResponse0\x01\x12\x42\n\x07Release\x12\x1a.nestbed.v1.ReleaseRequest\x1a\x1b.nestbed.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nestbed/v1/agent.proto\x12\nnestbed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anestbed/v1/container.proto\x1a\x17nestbed/v1/naming.proto\"\xaf\x01\n\x06Report\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x1e.nestbed.v1.Report.FieldsEntry\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\x07\x41rrival\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61rrier\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x03\n\x05\x41gent\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xd8\xce\x18\x02\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xd8\xce\x18\x01\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0f\n\x07\x65lement\x18\x04 \x01(\t\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.nestbed.v1.ContainerState\x12 \n\x04last\x18\x06 \x01(\x0b\x32\x12.nestbed.v1.Report\x12-\n\x06\x66ields\x18\x07 \x03(\x0b\x32\x1d.nestbed.v1.Agent.FieldsEntry\x12)\n\x04lost\x18\x08 \x03(\x0b\x32\x1b.nestbed.v1.Agent.LostEntry\x12%\n\x08\x61rrivals\x18\t \x03(\x0b\x32\x13.nestbed.v1.Arrival\x12\x0c\n\x04node\x18\n \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tLostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa0\x01\n\x11ListAgentsRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x39\n\x06labels\x18\x03 \x03(\x0b\x32).nestbed.v1.ListAgentsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x12ListAgentsResponse\x12!\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x11.nestbed.v1.Agent\"n\n\x13WatchReportsRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x17\n\tcontainer\x18\x02 \x01(\tB\x04\xd8\xce\x18\x01\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x11\n\x04tail\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_tail\";\n\x14WatchReportsResponse\x12#\n\x07reports\x18\x01 \x03(\x0b\x32\x12.nestbed.v1.Report\"H\n\x0bTellRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x17\n\tcontainer\x18\x02 \x01(\tB\x04\xd8\xce\x18\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x0e\n\x0cTellResponse\"e\n\x13WatchTrafficRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x14WatchTrafficResponse\x12)\n\x05stats\x18\x01 \x03(\x0b\x32\x1a.nestbed.v1.ContainerStats\";\n\x0eReleaseRequest\x12\x17\n\tcontainer\x18\x01 \x01(\tB\x04\xd8\xce\x18\x01\x12\x10\n\x08\x61rrivals\x18\x02 \x03(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08\x61rrivals\x18\x01 \x03(\t2\x84\x03\n\x0c\x41gentService\x12K\n\nListAgents\x12\x1d.nestbed.v1.ListAgentsRequest\x1a\x1e.nestbed.v1.ListAgentsResponse\x12S\n\x0cWatchReports\x12\x1f.nestbed.v1.WatchReportsRequest\x1a .nestbed.v1.WatchReportsResponse0\x01\x12\x39\n\x04Tell\x12\x17.nestbed.v1.TellRequest\x1a\x18.nestbed.v1.TellResponse\x12S\n\x0cWatchTraffic\x12\x1f.nestbed.v1.WatchTrafficRequest\x1a .nestbed.v1.WatchTrafficResponse0\x01\x12\x42\n\x07Release\x12\x1a.nestbed.v1.ReleaseRequest\x1a\x1b.nestbed.v1.ReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENT_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_AGENT_LOSTENTRY']._loaded_options = None
   _globals['_AGENT_LOSTENTRY']._serialized_options = b'8\001'
+  _globals['_AGENT'].fields_by_name['id']._loaded_options = None
+  _globals['_AGENT'].fields_by_name['id']._serialized_options = b'\330\316\030\002'
+  _globals['_AGENT'].fields_by_name['name']._loaded_options = None
+  _globals['_AGENT'].fields_by_name['name']._serialized_options = b'\330\316\030\001'
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHREPORTSREQUEST'].fields_by_name['container']._loaded_options = None
@@ -56,33 +60,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARRIVAL']._serialized_start=335
   _globals['_ARRIVAL']._serialized_end=476
   _globals['_AGENT']._serialized_start=479
-  _globals['_AGENT']._serialized_end=861
+  _globals['_AGENT']._serialized_end=873
   _globals['_AGENT_FIELDSENTRY']._serialized_start=287
   _globals['_AGENT_FIELDSENTRY']._serialized_end=332
-  _globals['_AGENT_LOSTENTRY']._serialized_start=818
-  _globals['_AGENT_LOSTENTRY']._serialized_end=861
-  _globals['_LISTAGENTSREQUEST']._serialized_start=864
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1024
-  _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_start=979
-  _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_end=1024
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1026
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1081
-  _globals['_WATCHREPORTSREQUEST']._serialized_start=1083
-  _globals['_WATCHREPORTSREQUEST']._serialized_end=1193
-  _globals['_WATCHREPORTSRESPONSE']._serialized_start=1195
-  _globals['_WATCHREPORTSRESPONSE']._serialized_end=1254
-  _globals['_TELLREQUEST']._serialized_start=1256
-  _globals['_TELLREQUEST']._serialized_end=1328
-  _globals['_TELLRESPONSE']._serialized_start=1330
-  _globals['_TELLRESPONSE']._serialized_end=1344
-  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1346
-  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1447
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1449
-  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1514
-  _globals['_RELEASEREQUEST']._serialized_start=1516
-  _globals['_RELEASEREQUEST']._serialized_end=1575
-  _globals['_RELEASERESPONSE']._serialized_start=1577
-  _globals['_RELEASERESPONSE']._serialized_end=1612
-  _globals['_AGENTSERVICE']._serialized_start=1615
-  _globals['_AGENTSERVICE']._serialized_end=2003
+  _globals['_AGENT_LOSTENTRY']._serialized_start=830
+  _globals['_AGENT_LOSTENTRY']._serialized_end=873
+  _globals['_LISTAGENTSREQUEST']._serialized_start=876
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1036
+  _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_start=991
+  _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_end=1036
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1038
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1093
+  _globals['_WATCHREPORTSREQUEST']._serialized_start=1095
+  _globals['_WATCHREPORTSREQUEST']._serialized_end=1205
+  _globals['_WATCHREPORTSRESPONSE']._serialized_start=1207
+  _globals['_WATCHREPORTSRESPONSE']._serialized_end=1266
+  _globals['_TELLREQUEST']._serialized_start=1268
+  _globals['_TELLREQUEST']._serialized_end=1340
+  _globals['_TELLRESPONSE']._serialized_start=1342
+  _globals['_TELLRESPONSE']._serialized_end=1356
+  _globals['_WATCHTRAFFICREQUEST']._serialized_start=1358
+  _globals['_WATCHTRAFFICREQUEST']._serialized_end=1459
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_start=1461
+  _globals['_WATCHTRAFFICRESPONSE']._serialized_end=1526
+  _globals['_RELEASEREQUEST']._serialized_start=1528
+  _globals['_RELEASEREQUEST']._serialized_end=1587
+  _globals['_RELEASERESPONSE']._serialized_start=1589
+  _globals['_RELEASERESPONSE']._serialized_end=1624
+  _globals['_AGENTSERVICE']._serialized_start=1627
+  _globals['_AGENTSERVICE']._serialized_end=2015
 # @@protoc_insertion_point(module_scope)

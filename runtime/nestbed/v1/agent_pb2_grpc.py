@@ -69,7 +69,8 @@ class AgentServiceServicer:
     """
 
     def ListAgents(self, request, context):
-        """ListAgents tells what is known of containers: what they reported last, what was lost, who waits at barriers.
+        """ListAgents tells what is known of containers, also on nodes inside that answer: what they reported last, what was lost, who waits at
+        barriers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

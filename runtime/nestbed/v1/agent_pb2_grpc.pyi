@@ -19,7 +19,9 @@ class AgentServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAgents: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListAgentsRequest, _agent_pb2.ListAgentsResponse]
-    """ListAgents tells what is known of containers: what they reported last, what was lost, who waits at barriers."""
+    """ListAgents tells what is known of containers, also on nodes inside that answer: what they reported last, what was lost, who waits at
+    barriers.
+    """
     WatchReports: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchReportsRequest, _agent_pb2.WatchReportsResponse]
     """WatchReports gives what a container's programs reported, and follows it on request."""
     Tell: _aio.UnaryUnaryMultiCallable[_agent_pb2.TellRequest, _agent_pb2.TellResponse]
@@ -40,7 +42,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ListAgentsRequest,
         context: _aio.ServicerContext[_agent_pb2.ListAgentsRequest, _abc.Awaitable[_agent_pb2.ListAgentsResponse]],
     ) -> _abc.Awaitable[_agent_pb2.ListAgentsResponse]:
-        """ListAgents tells what is known of containers: what they reported last, what was lost, who waits at barriers."""
+        """ListAgents tells what is known of containers, also on nodes inside that answer: what they reported last, what was lost, who waits at
+        barriers.
+        """
 
     @_abc_1.abstractmethod
     def WatchReports(
