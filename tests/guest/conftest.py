@@ -159,7 +159,7 @@ class Site:
 
     def patiently(self, *args: str) -> str:
         """As :meth:`nbctl`, for what waits until a node inside answers."""
-        result = self.machine.run(Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args, timeout_seconds=400)
+        result = self.machine.run(Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args, timeout_seconds=600)
         assert result.returncode == 0, f"{args}: {result.stdout}{result.stderr}"
         return result.stdout
 
