@@ -74,7 +74,10 @@ def _lines(path: str) -> list[str]:
 
 def _qemu(args: Namespace) -> api.QemuSpec:
     kernel, initrd = (os.path.abspath(path) if path else "" for path in (args.kernel, args.initrd))
-    return api.QemuSpec(append=args.append, node=args.node, image=args.image, kernel=kernel, initrd=initrd)
+    spec = api.QemuSpec(append=args.append, node=args.node, image=args.image, kernel=kernel, initrd=initrd)
+    if args.boot_timeout is not None:
+        spec.boot_timeout.FromNanoseconds(round(args.boot_timeout * 1e9))
+    return spec
 
 
 def container(args: Namespace, kind: str) -> api.ContainerSpec:

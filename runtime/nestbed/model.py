@@ -123,6 +123,7 @@ class QemuSpec:
 
     ``append`` is added to the command line of the guest's kernel. With ``node`` nestbedd runs inside, as a node of its own. ``image`` is
     what it starts from, the node's own root without one; ``kernel`` and ``initrd`` are files of the node to boot the image's disk with.
+    ``boot_seconds`` is how long it may take until its program runs; 0 is the default.
     """
 
     append: str = ""
@@ -130,6 +131,7 @@ class QemuSpec:
     image: str = ""
     kernel: str = ""
     initrd: str = ""
+    boot_seconds: float = 0.0
 
     @property
     def has_disk(self) -> bool:
@@ -191,9 +193,25 @@ class ExitStatus:
         return 255 if self.signal is None else 128 + self.signal
 
 
+class Boot(enum.StrEnum):
+    """How far a virtual machine has come, since its last start."""
+
+    BOOTING = "booting"
+    ANSWERING = "answering"
+    """What is ours in it answers."""
+    ADDRESSED = "addressed"
+    """Its NICs have their addresses."""
+    READY = "ready"
+    """Its program runs, or, without one, all is as it should be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a container is now, as its runtime tells."""
+    """Where a container is now, as its runtime tells.
+
+    ``boot`` is None for what does not boot, or does not run; a machine that has not come to READY by its first start is not RUNNING yet.
+    ``console`` is what its console said last, until it is READY.
+    """
 
     state: State
     pid: int = 0
@@ -201,6 +219,13 @@ class Status:
     exit: ExitStatus | None = None
     restarts: int = 0
     log_bytes_lost: int = 0
+    boot: Boot | None = None
+    console: str = ""
+
+    @property
+    def is_booting(self) -> bool:
+        """Whether it boots."""
+        return self.boot not in (None, Boot.READY)
 
 
 @dataclass(frozen=True, slots=True)

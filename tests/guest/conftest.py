@@ -171,10 +171,10 @@ class Site:
         while f":{port} " not in self.inside(container, "ss", f"-Hln{protocol}"):
             continue
 
-    def begin(self, *args: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    def begin(self, *args: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start nbctl and let it run."""
         words = [Path(sys.executable).parent / "nbctl", "-H", self.machine.address, *args]
-        return self.machine.popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL)
+        return self.machine.popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
 
     def until_state(self, word: str) -> None:
         """Wait until the warden of the only virtual machine wrote a state that begins with ``word``."""

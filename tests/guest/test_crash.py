@@ -22,6 +22,7 @@ def test_machines_survive_the_daemon(fresh_site: Site) -> None:
     pid = site.inspect("vm1")["pid"]
     site.restart()
     assert site.inspect("vm1")["pid"] == pid
+    assert site.inspect("vm1")["boot"] == "BOOT_PHASE_READY"
     site.inside("vm1", "ls", "/tmp/still-there")
     assert "1 received" in site.inside("web", "ping", "-c", "1", "-W", "5", "vm1")
     assert site.nbctl("wait", "alone") == "9\n"

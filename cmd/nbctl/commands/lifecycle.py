@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 from typing import TYPE_CHECKING, Any
 
-from nbctl import output, select, values
+from nbctl import boot, output, select, values
 from nbctl.commands import Command
 from nbctl.failure import Usage
 from nbctl.select import Target
@@ -41,8 +42,18 @@ async def _each(context: Context, args: Namespace, act: Callable[[str], Awaitabl
     return code
 
 
+def _start_options(parser: Parser) -> None:
+    select.add_options(parser)
+    boot.add_option(parser)
+
+
 async def _start(context: Context, args: Namespace) -> int:
-    return await _each(context, args, context.client.start_container)
+    def is_meant(name: str) -> bool:
+        return not args.names or any(select.matches_path(name, each) for each in args.names)
+
+    start = functools.partial(context.client.start_container, wait=args.wait is not False)
+    async with boot.told(context, is_meant) if boot.is_told(args) else contextlib.nullcontext():
+        return await _each(context, args, start)
 
 
 def _stop_options(parser: Parser) -> None:
@@ -151,7 +162,7 @@ async def _rename(context: Context, args: Namespace) -> int:
 
 
 COMMANDS = {
-    "start": Command(select.add_options, _start, "  nbctl start web\n  nbctl start -l role=router"),
+    "start": Command(_start_options, _start, "  nbctl start web\n  nbctl start -l role=router\n  nbctl start --wait vm1"),
     "stop": Command(_stop_options, _stop, "  nbctl stop web\n  nbctl stop -t 2 'host*'"),
     "kill": Command(_kill_options, _kill, "  nbctl kill web\n  nbctl kill -s HUP router1 router2"),
     "rm": Command(_rm_options, _rm, "  nbctl rm web\n  nbctl rm -f 'host*'"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COMMAND_CELLS = 32
 HEADINGS = ("NAME", "KIND", "STATE", "EXIT", "LANS", "ADDRESSES", "CONTROL", "COMMAND", "AGE")
+_UP = {"starting", "running"}
 _SETTLED = {"created", "stopped"}
 
 
@@ -30,6 +31,14 @@ def state(container: Container) -> str:
     from nestbed.v1.container_pb2 import ContainerState  # noqa: PLC0415 - loaded with the client
 
     return ContainerState.Name(container.state).removeprefix("CONTAINER_STATE_").lower()
+
+
+def _progress(container: Container) -> str:
+    """The state, and how far a virtual machine has come: ``booting``, ``answering``, ``addressed``, then ``ready``."""
+    from nestbed.v1.container_pb2 import BootPhase  # noqa: PLC0415 - loaded with the client
+
+    word = state(container)
+    return BootPhase.Name(container.boot).removeprefix("BOOT_PHASE_").lower() if container.boot and word in _UP else word
 
 
 def _kind(container: Container) -> str:
@@ -57,7 +66,7 @@ def rows(containers: Iterable[Container], *, now: float, in_full: bool) -> Itera
         yield (
             container.name,
             _kind(container),
-            state(container),
+            _progress(container),
             _exit(container.exit) if container.HasField("exit") else "-",
             ",".join(dict.fromkeys(nic.lan for nic in nics)) or "-",
             _addresses(nics, in_full=in_full),

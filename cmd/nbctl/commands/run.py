@@ -9,7 +9,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from nbctl import output, select, stream, terminal, values
+from nbctl import boot, output, select, stream, terminal, values
 from nbctl.commands import Command
 from nbctl.commands.lifecycle import add_limit_options
 from nbctl.commands.node import add_node_option
@@ -121,6 +121,9 @@ def _machine_options(parser: Parser) -> None:
     group.add_argument("--image", metavar="IMAGE", default="", help="what it starts from (host, the node's own root); see `nbctl image ls`")
     group.add_argument("--kernel", metavar="FILE", default="", help="a kernel on the node to boot the image's disk with; admins only")
     group.add_argument("--initrd", metavar="FILE", default="", help="the initial file system of that kernel, on the node; admins only")
+    group.add_argument(
+        "--boot-timeout", metavar="SECONDS", type=values.duration, help="how long it may take until its program runs (5m), such as 90s"
+    )
     group.add_argument("--append", metavar="TEXT", default="", help="added to the command line of the guest's kernel")
     group.add_argument(
         "--node", action="store_true", help="run nestbedd inside: a node of its own, for what is made with --on; admins only"
@@ -140,6 +143,7 @@ def _run_options(parser: Parser) -> None:
 
 def _run_machine_options(parser: Parser) -> None:
     _add_detach(parser)
+    boot.add_option(parser)
     _machine_options(parser)
 
 
@@ -147,13 +151,13 @@ def _create_options(parser: Parser) -> None:
     _container_options(parser)
 
 
-async def _created(context: Context, args: Namespace, kind: str, *, start: bool = False) -> Container:
+async def _created(context: Context, args: Namespace, kind: str, *, start: bool = False, wait: bool = True) -> Container:
     from nbctl import specs  # noqa: PLC0415 - gRPC's messages cost more than reading a command line
 
     if args.rm and args.restart and args.restart[0] != "no":
         raise Usage("--rm and --restart exclude each other", remedy="leave one of them out")
     spec = specs.container(args, kind)
-    creating = asyncio.ensure_future(context.client.create_container(spec, request_id=secrets.token_hex(16), start=start))
+    creating = asyncio.ensure_future(context.client.create_container(spec, request_id=secrets.token_hex(16), start=start, wait=wait))
     try:
         return await asyncio.shield(creating)
     except asyncio.CancelledError:
@@ -187,11 +191,27 @@ async def _run_machine(context: Context, args: Namespace) -> int:
 
 async def _make_and_run(context: Context, args: Namespace, kind: str, *, detach: bool) -> int:
     raw = _is_raw(args)
-    container = await _created(context, args, kind, start=detach)
+    if detach and kind == "qemu":
+        container = await _created_and_booted(context, args)
+    else:
+        container = await _created(context, args, kind, start=detach)
     if detach:
         output.show(context.output, [container], lambda: [container.name], single=True)
         return OK
     return await _run_in_front(context, args, container, raw=raw)
+
+
+async def _created_and_booted(context: Context, args: Namespace) -> Container:
+    """A virtual machine that is ready, or, without ``--wait``, one that boots; one that cannot be started is removed."""
+    if not boot.is_told(args):
+        return await _created(context, args, "qemu", start=True, wait=args.wait is not False)
+    container = await _created(context, args, "qemu")
+    try:
+        async with boot.told(context, lambda name: name == container.name):
+            return await context.client.start_container(container.id)
+    except BaseException:
+        await _discard(context, container)
+        raise
 
 
 async def _run_in_front(context: Context, args: Namespace, container: Container, *, raw: bool) -> int:

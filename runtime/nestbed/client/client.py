@@ -105,12 +105,15 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
 
     # ------------------------------------------------------------ containers
 
-    async def create_container(self, spec: api.ContainerSpec, *, request_id: str = "", start: bool = False) -> api.Container:
+    async def create_container(
+        self, spec: api.ContainerSpec, *, request_id: str = "", start: bool = False, wait: bool = True
+    ) -> api.Container:
         """Make a container, state CREATED. The same ``request_id`` and spec give the same container again.
 
-        With ``start`` also run its program, in the same call; one that cannot be started is removed again.
+        With ``start`` also run its program, in the same call; one that cannot be started is removed again. ``wait`` is as of
+        :meth:`start_container`.
         """
-        request = api.CreateContainerRequest(spec=spec, request_id=request_id, start=start)
+        request = api.CreateContainerRequest(spec=spec, request_id=request_id, start=start, no_wait=not wait)
         return (await self._call(self._containers.CreateContainer, request, seconds=self._start_seconds)).container
 
     async def get_container(self, container: str) -> api.Container:
@@ -139,9 +142,9 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
                 return found
             request.page_token = page.next_page_token
 
-    async def start_container(self, container: str) -> api.Container:
-        """Run its program; answers when it has been executed."""
-        request = api.StartContainerRequest(container=container)
+    async def start_container(self, container: str, *, wait: bool = True) -> api.Container:
+        """Run its program; answers when it has been executed, or without ``wait`` as soon as a virtual machine boots."""
+        request = api.StartContainerRequest(container=container, no_wait=not wait)
         return (await self._call(self._containers.StartContainer, request, seconds=self._start_seconds)).container
 
     async def stop_container(self, container: str, *, grace_seconds: float | None = None) -> api.Container:

@@ -38,12 +38,12 @@ class Lifecycle:
 
     # ------------------------------------------------------------ make
 
-    async def create(self, request: ContainerRequest, request_id: str, *, start: bool, admin: bool) -> Held:
+    async def create(self, request: ContainerRequest, request_id: str, *, start: bool, wait: bool, admin: bool) -> Held:
         """Make a container, or find the one that the same request made. See ``Node.create_container``."""
         held, is_new = await self._make(request, request_id, admin=admin)
         if start:
             try:
-                await self.start(held, only_new=True)
+                await self.start(held, only_new=True, wait=wait)
             except NestbedError:
                 if is_new:
                     with contextlib.suppress(NestbedError):
@@ -150,7 +150,7 @@ class Lifecycle:
 
     # ------------------------------------------------------------ start
 
-    async def start(self, held: Held, *, only_new: bool = False) -> None:
+    async def start(self, held: Held, *, only_new: bool = False, wait: bool = True) -> None:
         """Start a container; ``only_new`` leaves one alone that was started before. See ``Node.start``."""
         async with held.changing(State.STARTING):
             container = await self._parts.container(held)
@@ -158,7 +158,7 @@ class Lifecycle:
                 return
             try:
                 await self._parts.hosts.refresh(held)
-                await container.start()
+                await held.start(container, wait=wait)
             except NestbedError:
                 if container.status.state is not State.RUNNING:
                     self.remove_if_wanted(held)
@@ -176,7 +176,8 @@ class Lifecycle:
             self._parts.events.publish(kind, container_id, held.spec.name, **attributes)
         self._agent.follow(held, status)
         held.wake()
-        if status.state is State.STOPPED and before.state is not State.STOPPED:
+        has_failed = before.is_booting and status.boot is None and status.state in _AT_REST and held.doing is not State.STARTING
+        if has_failed or (status.state is State.STOPPED and before.state is not State.STOPPED):
             self.remove_if_wanted(held)
 
     def remove_if_wanted(self, held: Held) -> None:
@@ -298,6 +299,8 @@ class Lifecycle:
 
 def _check_at_rest(held: Held, *, force: bool) -> None:
     status = held.last if held.container is None else held.container.status
+    if status.is_booting and status.state in _AT_REST:
+        status = replace(status, state=State.STARTING)
     if not force and status.state not in (*_AT_REST, State.CREATING):
         raise WrongState(
             f"container {held.spec.name} is {status.state.value}",
@@ -318,6 +321,10 @@ def _happenings(before: Status, now: Status) -> list[tuple[str, dict[str, object
     found: list[tuple[str, dict[str, object]]] = []
     if now.log_bytes_lost > before.log_bytes_lost:
         found.append(("container.log_lost", {"bytes": now.log_bytes_lost}))
+    if now.boot is not None and (now.boot, now.console) != (before.boot, before.console):
+        found.append(("container.boot", {"phase": now.boot.value, "console": now.console}))
+    if before.is_booting and now.boot is None and now.state in _AT_REST and now.exit is not None:
+        found.append(("container.boot_failed", {"cause": now.exit.message}))
     if now.state is before.state:
         return found
     if now.state is State.RUNNING:

@@ -228,15 +228,18 @@ class Node:
 
     # ------------------------------------------------------------ containers
 
-    async def create_container(self, request: ContainerRequest, *, request_id: str = "", start: bool = False, admin: bool) -> ContainerView:
+    async def create_container(
+        self, request: ContainerRequest, *, request_id: str = "", start: bool = False, wait: bool = True, admin: bool
+    ) -> ContainerView:
         """Make a container: CREATED, its NICs plugged. With a ``request_id`` that is known, the container it made.
 
-        With ``start`` it is RUNNING, unless it has ended already. One that cannot be started is removed again.
+        With ``start`` it is RUNNING, unless it has ended already. One that cannot be started is removed again. ``wait`` is as of
+        :meth:`start`.
 
         Raises:
             InvalidArgument, AlreadyExists, NotFound, PermissionDenied, Unsupported, HostLacks, ResourceExhausted: nothing was made.
         """
-        held = await self._parts.operations.run(self._lifecycle.create(request, request_id, start=start, admin=admin))
+        held = await self._parts.operations.run(self._lifecycle.create(request, request_id, start=start, wait=wait, admin=admin))
         return held.view()
 
     def container(self, ref: str) -> ContainerView:
@@ -261,13 +264,15 @@ class Node:
         chosen = (held for held in self._parts.registry if selection.takes(held.spec.id, held.spec.name, held.spec.labels))
         return [view for held in chosen if (view := held.view()).status.state in (states or State)]
 
-    async def start(self, ref: str) -> ContainerView:
+    async def start(self, ref: str, *, wait: bool = True) -> ContainerView:
         """CREATED or STOPPED -> RUNNING. A container that removes itself also does so when it cannot start.
+
+        Without ``wait`` a virtual machine only boots when this returns (STARTING); what becomes of it is told by its status and by events.
 
         Raises:
             as ``Container.start``.
         """
-        return await self._parts.operations.run(self._start(self._find(ref)))
+        return await self._parts.operations.run(self._start(self._find(ref), wait=wait))
 
     async def stop(self, ref: str, grace_seconds: float) -> ContainerView:
         """Ask it to end, make it end after the grace. Idempotent. A later ``stop``, ``kill`` or forced ``delete`` comes first."""
@@ -603,8 +608,8 @@ class Node:
     def _find(self, ref: str) -> Held:
         return self._parts.registry.find(ref)
 
-    async def _start(self, held: Held) -> ContainerView:
-        await self._lifecycle.start(held)
+    async def _start(self, held: Held, *, wait: bool) -> ContainerView:
+        await self._lifecycle.start(held, wait=wait)
         return held.view()
 
     async def _stop(self, held: Held, grace_seconds: float) -> ContainerView:

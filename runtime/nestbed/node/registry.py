@@ -10,7 +10,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, shown
+from nestbed.errors import AlreadyExists, Busy, InvalidArgument, NestbedError, NotFound, WrongState, shown
 from nestbed.lan import control, nested
 from nestbed.lan.addressing import Address, interface_of, port_prefix
 from nestbed.lanmodel import Lan, LanMember, Nic, NicSpec
@@ -70,6 +70,8 @@ class Held:
             return Status(State.CREATING)
         if self.doing is not None and status.state in _SHOWN_OVER.get(self.doing, ()):
             return dataclasses.replace(status, state=self.doing)
+        if status.is_booting and status.state in _SHOWN_OVER[State.STARTING]:
+            return dataclasses.replace(status, state=State.STARTING)
         return status
 
     def view(self) -> ContainerView:
@@ -109,9 +111,41 @@ class Held:
             self._lock.release()
 
     def interrupt(self) -> None:
-        """End the wait of a ``stop`` under way, so that something stronger can follow."""
+        """End the wait of a ``stop`` or of a boot under way, so that something stronger can follow."""
         if self._interruption is not None and not self._interruption.done():
             self._interruption.set_result(None)
+
+    async def start(self, container: Container, *, wait: bool) -> None:
+        """Start it. One that boots may be interrupted, which ends this call, not the boot; without ``wait`` it suffices that it boots.
+
+        Raises:
+            as ``Container.start``; WrongState: it was interrupted (reason INTERRUPTED).
+        """
+        interruption = self._interruption = asyncio.get_running_loop().create_future()
+        starting, news = asyncio.ensure_future(container.start()), asyncio.Event()
+        self.wakers.add(news)
+        try:
+            while not starting.done():
+                news.clear()
+                if container.status.is_booting and not wait:
+                    return
+                if container.status.is_booting and interruption.done():
+                    raise WrongState(
+                        f"container {self.spec.name} was stopped while it booted",
+                        reason="INTERRUPTED",
+                        remedy="start it again",
+                        container=self.spec.name,
+                    )
+                waiting = [asyncio.ensure_future(news.wait()), *([] if interruption.done() else [interruption])]
+                await asyncio.wait((starting, *waiting), return_when=asyncio.FIRST_COMPLETED)
+                waiting[0].cancel()
+            starting.result()
+        finally:
+            self._interruption = None
+            self.wakers.discard(news)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
 
     async def stop(self, container: Container, grace_seconds: float) -> bool:
         """Stop it; whether it was left to finish, that is not interrupted."""

@@ -33,6 +33,7 @@ class Files:
     def __init__(self, bundle: Bundle) -> None:
         self.directory = bundle.path / sandbox.DIRECTORY
         self._id = bundle.id
+        self._console_past = 0
 
     def make(self, boot: Boot) -> None:
         """Make the directory with what does not change."""
@@ -93,9 +94,10 @@ class Files:
             ) from error
 
     def forget_state(self) -> None:
-        """Remove what the warden wrote of an earlier run."""
+        """Remove what the warden wrote of an earlier run, and take what the console said in it for the past."""
         with translated(f"removing the state of container {self._id}"):
             (self.directory / "state").unlink(missing_ok=True)
+            self._console_past = (self.directory / "console.log").stat().st_size if (self.directory / "console.log").exists() else 0
 
     def state(self) -> Word:
         """What the warden wrote last."""
@@ -113,7 +115,9 @@ class Files:
         except OSError:
             return ""
         with open(fd, "rb") as file:
-            file.seek(max(0, os.fstat(fd).st_size - _TAIL_BYTES))
+            size = os.fstat(fd).st_size
+            past = self._console_past if self._console_past <= size else 0  # it was rotated
+            file.seek(max(past, size - _TAIL_BYTES))
             text = file.read(_TAIL_BYTES).decode(errors="replace")
         text = _TERMINAL.sub("", text)
         kept = ["".join(char for char in line if char.isprintable()).strip() for line in text.splitlines()]

@@ -26,8 +26,8 @@ from nestbed.runtime import Output
 
 T = TypeVar("T")
 
-_HELLO_SECONDS = 60.0
-_ANSWER_SECONDS = 60.0
+_HELLO_SECONDS = 20.0
+_ANSWER_SECONDS = 20.0
 _READ_BYTES = 1 << 16
 
 
@@ -146,6 +146,9 @@ class Guest:
         try:
             connect(made, self._directory, "agent.sock")
             return await asyncio.open_unix_connection(sock=made)
+        except TimeoutError as error:
+            made.close()
+            raise _silent(self._id) from error
         except OSError as error:
             made.close()
             raise Unavailable(
@@ -314,10 +317,16 @@ def status_of(number: int, code: int) -> ExitStatus:
 
 
 def connect(made: socket.socket, directory: Path, name: str) -> None:
-    """Connect to a socket by way of its directory: the whole path may be longer than an address takes."""
+    """Connect to a socket by way of its directory: the whole path may be longer than an address takes.
+
+    Raises:
+        TimeoutError: those who called before wait still to be answered. OSError: nobody listens.
+    """
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         made.connect(f"/proc/self/fd/{fd}/{name}")
+    except BlockingIOError as error:  # unix(7), EAGAIN: the queue is full
+        raise TimeoutError(f"{name} does not accept") from error
     finally:
         os.close(fd)
 

@@ -23,7 +23,7 @@ from nestbed.errors import (
 )
 from nestbed.lanmodel import Nic
 from nestbed.log import fields
-from nestbed.model import Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
+from nestbed.model import Boot, Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
 from nestbed.qemu import accounts, command, copying, inside, plan, sandbox
 from nestbed.qemu.command import Disk, Machine, NicDevice
 from nestbed.qemu.files import Files
@@ -36,8 +36,8 @@ from nestbed.qemu.sandbox import Sandbox
 from nestbed.refusals import already_running, carry_through, never_started, not_paused, not_running
 from nestbed.runtime import Console, StatusListener
 
-BOOT_SECONDS = 300.0
-"""How long a guest may take until its program runs."""
+_CONSOLE_SECONDS = 1.0
+"""How often what the console says is looked at while a guest boots."""
 
 _HOSTS_SECONDS = 2.0
 """How long others wait for one guest to take its hosts file."""
@@ -78,6 +78,9 @@ class QemuContainer:
         """What it is after a start that failed, until the next one."""
         self._exit: ExitStatus | None = None
         self._watch = parts.news.watch(self._files.directory, self._on_state)
+        self._doubtful: set[int] = set()
+        """Numbers of NICs that QEMU may have or not."""
+        self._following: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -112,8 +115,8 @@ class QemuContainer:
         """Recover what an earlier nestbedd left: go on with a pause that was cut short, end a start that failed."""
         if self._status.state is not State.RUNNING:
             return
+        self._follow_boot()
         if self._files.state().what == "failed":
-            self._on_state()
             return
         try:
             await self._monitor.execute("cont")
@@ -203,24 +206,37 @@ class QemuContainer:
     def _on_state(self) -> None:
         """The warden wrote its state."""
         self._news.set()
-        if self._starting is not None or self._inner is None:
-            return
-        word = self._files.state().what
-        if word == "failed":
-            _ = self._later(self._give_up_restart())
-        elif word == "started":
-            _ = self._later(self._show_links(only_down=True))
+        if self._starting is not None:
+            self._show_boot()
+        elif self._inner is not None:
+            self._set(self._outer(self.inner.status))
+            self._follow_boot()
 
-    async def _give_up_restart(self) -> None:
-        """A start by the restart policy failed inside the guest: that is final."""
-        word = self._files.state()
-        error = refused(word.number, word.rest, self.id, self._program())
-        self._failed = replace(
-            self._status, state=State.STOPPED, pid=0, exit=ExitStatus(reason="start-failed", message=error.message, at=time.time())
-        )
-        with contextlib.suppress(NestbedError):
-            await self.inner.stop(0.0)
-        self._set(self._failed)
+    def _show_boot(self) -> None:
+        """Tell how far a start has come."""
+        boot = plan.boot_of(self._files.state())
+        if boot not in (None, Boot.READY):
+            self._set(replace(self._status, boot=boot, console=self._files.console_tail(1)))
+
+    def _follow_boot(self) -> None:
+        """Follow a boot that no :meth:`start` follows: one by the restart policy, or of an earlier daemon."""
+        if self._following is None and self._files.state().what in (*plan.UNDER_WAY, "failed"):
+            self._following = self._later(self._finish_boot())
+
+    async def _finish_boot(self) -> None:
+        try:
+            await self._boot()
+            await self._show_links(only_down=True)
+        except NestbedError as error:
+            # That it hangs, or cannot be set up, is final; one that ended is the restart policy's.
+            if isinstance(error, Deadline) or self._files.state().what == "failed":
+                ended = ExitStatus(reason="start-failed", message=error.message, at=time.time())
+                self._failed = replace(self._status, state=State.STOPPED, pid=0, exit=ended, boot=None, console="")
+                with contextlib.suppress(NestbedError):
+                    await self.inner.stop(0.0)
+        finally:
+            self._following = None
+            self._set(self._outer(self.inner.status))
 
     def _later(self, doing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(doing)
@@ -232,7 +248,9 @@ class QemuContainer:
         """The machine's status of its sandbox's."""
         if self._failed is not None and inner.state not in _ALIVE:
             return self._failed
-        return replace(inner, exit=self._ended(inner.exit))
+        boot = plan.boot_of(self._files.state()) if inner.state in (State.RUNNING, State.PAUSED) else None
+        status = replace(inner, exit=self._ended(inner.exit), boot=boot)
+        return replace(status, console=self._files.console_tail(1)) if status.is_booting else status
 
     def _ended(self, inner: ExitStatus | None) -> ExitStatus | None:
         """How the guest's program ended, of how the warden ended; remembered, because the next run writes another state."""
@@ -276,7 +294,7 @@ class QemuContainer:
             self.write_plan()
             self._files.forget_state()
             await self.inner.start()
-            running = replace(self.inner.status, state=State.RUNNING, exit=None)
+            running = replace(self.inner.status, state=State.RUNNING, exit=None, boot=Boot.READY)
             await self._boot()
             await self._show_links(only_down=True)
         except NestbedError as error:
@@ -299,20 +317,26 @@ class QemuContainer:
         """
 
         def is_settled() -> bool:
-            return self._files.state().what not in ("none", "booting") or self.inner.status.state is not State.RUNNING
+            return self._files.state().what not in ("none", *plan.UNDER_WAY) or self.inner.status.state is not State.RUNNING
 
+        seconds = plan.boot_seconds_of(self._spec)
         try:
-            async with asyncio.timeout(BOOT_SECONDS):
-                await self._until(is_settled)
+            async with asyncio.timeout(seconds):
+                while not is_settled():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_CONSOLE_SECONDS):
+                            await self._until(is_settled)
+                    if self._starting is not None:
+                        self._show_boot()
         except TimeoutError as error:
+            said = self._files.console_tail()
             raise Deadline(
-                f"the virtual machine of container {self.id} did not come up in {BOOT_SECONDS:.0f} s; its console said last: "
-                f"{self._files.console_tail()}",
+                f"the virtual machine of container {self.id} did not come up in {seconds:g} s; its console said last: {said or 'nothing'}",
                 reason="BOOT_STALLED",
-                remedy="give it more memory, or see its console log",
+                remedy="see its console log, give it more memory, or more time with --boot-timeout",
                 container=self.id,
-                seconds=BOOT_SECONDS,
-                console=self._files.console_tail(),
+                seconds=seconds,
+                console=said,
             ) from error
         word = self._files.state()
         if word.what == "failed":
@@ -346,7 +370,7 @@ class QemuContainer:
 
     async def kill(self, signal: int) -> None:
         """See the contract."""
-        if self._status.state not in (State.RUNNING, State.PAUSED):
+        if self._status.state not in (State.RUNNING, State.PAUSED) and self._starting is None:
             raise not_running(self.id)
         await self.inner.kill(signal)
 
@@ -446,23 +470,31 @@ class QemuContainer:
                 await self._plug_in(nic, device)
             self._nics[nic.name] = nic
             self.write_plan()
-        except BaseException:
+        except BaseException as error:
             self._nics.pop(nic.name, None)
-            await self._unplugged(nic.name)
+            await self._unplugged(nic.name, is_silent=isinstance(error, Deadline))
             raise
 
     async def _plug_in(self, nic: Nic, device: NicDevice) -> None:
         await self._in_sandbox("tap", nic.name, device.tap, str(plan.uid_of(self.id)))
+        if device.number in self._doubtful:
+            with contextlib.suppress(HostLacks):
+                await self._monitor.remove_device(device.id)
+            with contextlib.suppress(HostLacks):
+                await self._monitor.execute("netdev_del", {"id": f"{device.id}-net"})
+            self._doubtful.discard(device.number)
         await self._monitor.execute("netdev_add", command.nic_backend(device))
         await self._monitor.execute("device_add", command.nic_device(device))
         if nic.is_down:
             await self._show_link(nic)
         await self._guest.ask(lambda channel: plan.nic_frame(channel, nic, self._spec))
 
-    async def _unplugged(self, name: str) -> None:
-        """Take away what of a NIC is there."""
+    async def _unplugged(self, name: str, *, is_silent: bool = False) -> None:
+        """Take away what of a NIC is there. A QEMU that ``is_silent`` may do later what it was told: that is undone once it answers."""
         device = NicDevice(self._numbers[name], "", 0)
-        if self._status.state is State.RUNNING:
+        if is_silent:
+            self._doubtful.add(device.number)
+        elif self._status.state is State.RUNNING:
             # What is not there, because it was never made or the machine ends just now, is not missed.
             with contextlib.suppress(HostLacks, Unavailable, WrongState):
                 await self._monitor.remove_device(device.id)
@@ -559,6 +591,9 @@ class QemuContainer:
 
     def _check_running(self) -> None:
         self._check_not_paused()
+        if self._starting is not None:
+            remedy = "wait until it is ready; `nbctl ps` shows how far it is"
+            raise WrongState(f"container {self.id} still boots", reason="BOOTING", remedy=remedy, container=self.id)
         if self._status.state is not State.RUNNING:
             raise not_running(self.id)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nestbed.errors import InvalidArgument, NotFound, Unsupported, shown
 from nestbed.lanmodel import Nic
-from nestbed.model import FsMode, Resources, Route, Spec
+from nestbed.model import Boot, FsMode, Resources, Route, Spec
 from nestbed.qemu import command, frames
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.frames import Program, Type
@@ -20,8 +20,11 @@ OVERHEAD_BYTES = 384 << 20
 """What QEMU and virtiofsd may use beside the guest's memory, its translated code included."""
 MEMORY_DEFAULT_BYTES = 512 << 20
 MEMORY_MIN_BYTES = 128 << 20
+BOOT_SECONDS = 300.0
+"""How long a guest may take until its program runs, unless it is said."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LAST_CHANNEL = 1
+_LAST_CHANNEL, _NIC_CHANNEL = 1, 2
+"""On which the warden hears that all was done that a machine without a program is told, and that a NIC was set up."""
 _SYSCTL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,255}", re.ASCII)
 _RESOLV_CONF = b"# No name server: the members of this container's LANs are in /etc/hosts.\n"
 _SYSCTLS = (
@@ -165,7 +168,7 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"") 
             frames.mount(0, command.share_tag(number), mount.destination, read_only=mount.read_only)
             for number, mount in enumerate(process.mounts)
         ),
-        *(nic_frame(0, nic, spec) for nic in nics),
+        *(nic_frame(_NIC_CHANNEL, nic, spec) for nic in nics),
         inside,
     ]
     if process.args:
@@ -193,12 +196,28 @@ class Word:
     rest: str = ""
 
 
+UNDER_WAY = ("booting", "answering", "addressed")
+"""What the warden writes before the guest is up, in this order."""
+
+
+def boot_of(word: Word) -> Boot | None:
+    """How far a guest is, of what the warden wrote last."""
+    if word.what == "started":
+        return Boot.READY
+    return Boot(word.what) if word.what in UNDER_WAY else None
+
+
+def boot_seconds_of(spec: Spec) -> float:
+    """How long a guest may take until its program runs."""
+    return (spec.qemu.boot_seconds if spec.qemu is not None else 0.0) or BOOT_SECONDS
+
+
 def parse_state(text: str) -> Word:
     """The content of ``state``; ``none`` for what is not understood."""
     what, _, rest = text.strip().partition(" ")
     first, _, after = rest.partition(" ")
     if what in ("started", "exited", "signaled", "failed") and first.isdecimal():
         return Word(what, int(first), after)
-    if what in ("booting", "off", "lost"):
+    if what in (*UNDER_WAY, "off", "lost"):
         return Word(what, 0, rest)
     return Word("none")

@@ -34,7 +34,9 @@ class Containers(ContainerServiceServicer):
     async def CreateContainer(self, request: api.CreateContainerRequest, context: Any) -> api.CreateContainerResponse:
         admin = caller().is_admin
         wanted = convert.container_request(request.spec, admin=admin)
-        view = await self._node.create_container(wanted, request_id=request.request_id, start=request.start, admin=admin)
+        view = await self._node.create_container(
+            wanted, request_id=request.request_id, start=request.start, wait=not request.no_wait, admin=admin
+        )
         return api.CreateContainerResponse(container=present.container(view))
 
     async def GetContainer(self, request: api.GetContainerRequest, context: Any) -> api.GetContainerResponse:
@@ -50,7 +52,8 @@ class Containers(ContainerServiceServicer):
         return api.ListContainersResponse(containers=containers, next_page_token=token or self._forward.next_page(request.names))
 
     async def StartContainer(self, request: api.StartContainerRequest, context: Any) -> api.StartContainerResponse:
-        return api.StartContainerResponse(container=present.container(await self._node.start(request.container)))
+        view = await self._node.start(request.container, wait=not request.no_wait)
+        return api.StartContainerResponse(container=present.container(view))
 
     async def StopContainer(self, request: api.StopContainerRequest, context: Any) -> api.StopContainerResponse:
         view = await self._node.stop(request.container, convert.grace_seconds(request))

@@ -79,7 +79,8 @@ def container_request(spec: api.ContainerSpec, *, admin: bool) -> model.Containe
 
 
 def _qemu(spec: api.QemuSpec) -> model.QemuSpec:
-    return model.QemuSpec(append=spec.append, node=spec.node, image=spec.image, kernel=spec.kernel, initrd=spec.initrd)
+    boot_seconds = seconds(spec.boot_timeout, "boot_timeout", least=1.0) if spec.HasField("boot_timeout") else 0.0
+    return model.QemuSpec(spec.append, spec.node, spec.image, spec.kernel, spec.initrd, boot_seconds)
 
 
 def disk_format(start: image_pb2.ImportImageStart) -> DiskFormat:

@@ -18,6 +18,7 @@ _KINDS = {kind: api.ContainerKind.ValueType(number) for number, kind in KINDS.it
 _FS_MODES = {mode: api.FsMode.ValueType(number) for number, mode in FS_MODES.items()}
 _RESTART_MODES = {mode: api.RestartMode.ValueType(number) for number, mode in RESTART_MODES.items()}
 _PATHS = {kind: lan_pb2.PathKind.Value(f"PATH_KIND_{kind.name}") for kind in lanmodel.PathKind}
+_BOOTS = {boot: api.BootPhase.Value(f"BOOT_PHASE_{boot.name}") for boot in model.Boot}
 _STATES = {state: api.ContainerState.ValueType(number) for number, state in STATES.items()}
 
 LOG_RESPONSE_BYTES = 256 * 1024
@@ -40,6 +41,8 @@ def container(view: model.ContainerView) -> api.Container:
         restarts=status.restarts,
         log_bytes_lost=status.log_bytes_lost,
         control=None if spec.control is None else nic(spec.control),
+        boot=api.BOOT_PHASE_UNSPECIFIED if status.boot is None else _BOOTS[status.boot],
+        console=text(status.console),
     )
 
 
@@ -65,7 +68,10 @@ def _spec(spec: model.Spec) -> api.ContainerSpec:
 def _qemu(spec: model.QemuSpec | None) -> api.QemuSpec | None:
     if spec is None:
         return None
-    return api.QemuSpec(append=spec.append, node=spec.node, image=spec.image, kernel=spec.kernel, initrd=spec.initrd)
+    message = api.QemuSpec(append=spec.append, node=spec.node, image=spec.image, kernel=spec.kernel, initrd=spec.initrd)
+    if spec.boot_seconds:
+        message.boot_timeout.FromNanoseconds(round(spec.boot_seconds * 1e9))
+    return message
 
 
 def _nic_spec(value: lanmodel.Nic) -> api.NicSpec:

@@ -99,6 +99,38 @@ CONTAINER_STATE_DELETING: ContainerState.ValueType  # 9
 """It is being removed."""
 Global___ContainerState: _TypeAlias = ContainerState  # noqa: Y015
 
+class _BootPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BootPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BootPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOT_PHASE_UNSPECIFIED: _BootPhase.ValueType  # 0
+    """It does not run, or is no virtual machine."""
+    BOOT_PHASE_BOOTING: _BootPhase.ValueType  # 1
+    """Its kernel runs, or is about to."""
+    BOOT_PHASE_ANSWERING: _BootPhase.ValueType  # 2
+    """What is nestbed's in it answers."""
+    BOOT_PHASE_ADDRESSED: _BootPhase.ValueType  # 3
+    """Its NICs have their addresses."""
+    BOOT_PHASE_READY: _BootPhase.ValueType  # 4
+    """Its program runs, or, without one, all is as it should be."""
+
+class BootPhase(_BootPhase, metaclass=_BootPhaseEnumTypeWrapper):
+    """BootPhase says how far a virtual machine has come since its last start."""
+
+BOOT_PHASE_UNSPECIFIED: BootPhase.ValueType  # 0
+"""It does not run, or is no virtual machine."""
+BOOT_PHASE_BOOTING: BootPhase.ValueType  # 1
+"""Its kernel runs, or is about to."""
+BOOT_PHASE_ANSWERING: BootPhase.ValueType  # 2
+"""What is nestbed's in it answers."""
+BOOT_PHASE_ADDRESSED: BootPhase.ValueType  # 3
+"""Its NICs have their addresses."""
+BOOT_PHASE_READY: BootPhase.ValueType  # 4
+"""Its program runs, or, without one, all is as it should be."""
+Global___BootPhase: _TypeAlias = BootPhase  # noqa: Y015
+
 class _FsMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -679,6 +711,7 @@ class QemuSpec(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     KERNEL_FIELD_NUMBER: _builtins.int
     INITRD_FIELD_NUMBER: _builtins.int
+    BOOT_TIMEOUT_FIELD_NUMBER: _builtins.int
     append: _builtins.str
     """Added to the command line of the guest's kernel."""
     node: _builtins.bool
@@ -689,6 +722,10 @@ class QemuSpec(_message.Message):
     """A file of the node: the kernel to boot the image's disk with, whose command line is then `append`. Needs the admin role."""
     initrd: _builtins.str
     """A file of the node: the initial file system that goes with that kernel. Needs the admin role."""
+    @_builtins.property
+    def boot_timeout(self) -> _duration_pb2.Duration:
+        """How long it may take until its program runs; 3 minutes if absent."""
+
     def __init__(
         self,
         *,
@@ -697,10 +734,11 @@ class QemuSpec(_message.Message):
         image: _builtins.str = ...,
         kernel: _builtins.str = ...,
         initrd: _builtins.str = ...,
+        boot_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot_timeout", b"boot_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "image", b"image", "initrd", b"initrd", "kernel", b"kernel", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "boot_timeout", b"boot_timeout", "image", b"image", "initrd", b"initrd", "kernel", b"kernel", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -775,6 +813,8 @@ class Container(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     LOG_BYTES_LOST_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    CONSOLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique for ever."""
     name: _builtins.str
@@ -787,6 +827,10 @@ class Container(_message.Message):
     """How often its restart policy has started it again."""
     log_bytes_lost: _builtins.int
     """Bytes of output that could not be logged (full disk)."""
+    boot: Global___BootPhase.ValueType
+    """How far a virtual machine has come."""
+    console: _builtins.str
+    """What its console said last, until it is ready."""
     @_builtins.property
     def spec(self) -> Global___ContainerSpec:
         """What was asked for, completed."""
@@ -826,10 +870,12 @@ class Container(_message.Message):
         restarts: _builtins.int = ...,
         log_bytes_lost: _builtins.int = ...,
         control: Global___Nic | None = ...,
+        boot: Global___BootPhase.ValueType = ...,
+        console: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "create_time", b"create_time", "exit", b"exit", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "create_time", b"create_time", "exit", b"exit", "id", b"id", "log_bytes_lost", b"log_bytes_lost", "name", b"name", "nics", b"nics", "pid", b"pid", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "console", b"console", "control", b"control", "create_time", b"create_time", "exit", b"exit", "id", b"id", "log_bytes_lost", b"log_bytes_lost", "name", b"name", "nics", b"nics", "pid", b"pid", "restarts", b"restarts", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -844,10 +890,13 @@ class CreateContainerRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
+    NO_WAIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call idempotent: any text of up to 64 characters, unique per intended container."""
     start: _builtins.bool
     """Also start it: one call instead of two. If it cannot be started, it is removed again."""
+    no_wait: _builtins.bool
+    """With `start`: answer as soon as a virtual machine boots, as of StartContainer."""
     @_builtins.property
     def spec(self) -> Global___ContainerSpec:
         """What is asked for."""
@@ -858,10 +907,11 @@ class CreateContainerRequest(_message.Message):
         spec: Global___ContainerSpec | None = ...,
         request_id: _builtins.str = ...,
         start: _builtins.bool = ...,
+        no_wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_wait", b"no_wait", "request_id", b"request_id", "spec", b"spec", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1044,16 +1094,22 @@ class StartContainerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTAINER_FIELD_NUMBER: _builtins.int
+    NO_WAIT_FIELD_NUMBER: _builtins.int
     container: _builtins.str
     """Id, name, or unique prefix of an id."""
+    no_wait: _builtins.bool
+    """Answer as soon as a virtual machine boots. Whether it becomes ready is told by `boot` of the container and by the events
+    `container.boot` and `container.boot_failed`.
+    """
     def __init__(
         self,
         *,
         container: _builtins.str = ...,
+        no_wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "no_wait", b"no_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@
  *
  * What it executes loses every right first: a uid of its own, no capability. It writes, for nestbedd:
  *
- *     /vm/state               one line: booting | started PID | failed ERRNO STEP | exited CODE | signaled NUMBER | off | lost WHY
+ *     /vm/state               one line: booting | answering | addressed | started PID | failed ERRNO STEP | exited CODE | signaled NUMBER | off | lost WHY
  *     /vm/console.log[.1]     what the guest wrote to its console, at most CONSOLE_BYTES_MAX each
  *
  * QEMU inherits descriptors 10 (the agent's port for the program), 11 (console), 12 and 13 (listening: the agent's port for nestbedd,
@@ -43,6 +43,7 @@
 #include "frames.h"
 #include "netlink.h"
 
+enum { LAST_CHANNEL = 1, NIC_CHANNEL = 2 };
 enum { SHARES_MAX = 16, FIRST_FD = 10, SHARE_FD = 14, OWN_FD = 64, CONSOLE_BYTES_MAX = 1 << 20, TAIL_BYTES = 1024, INPUT_BYTES = 8192 };
 
 /* virtiofsd changes its root and its bounding set, and gives these up; FOWNER it keeps: an overlay opens files of others with O_NOATIME. */
@@ -68,6 +69,8 @@ static struct stream output = {.fd = 1, .type = OUTPUT}, errors = {.fd = 2, .typ
 static unsigned char received[2 * (HEADER_BYTES + FRAME_BYTES_MAX)], *outgoing;
 static size_t received_bytes, outgoing_bytes;
 static uint32_t input_credit;
+static size_t nic_count, nics_done;
+static int is_told;
 static int has_program, is_started, is_input_open, is_over, exit_code;
 static char tail[TAIL_BYTES + 1];
 static size_t tail_bytes;
@@ -459,9 +462,25 @@ static void ended(uint32_t signal_number, uint32_t code) {
     end(signal_number ? 128 + ((int)signal_number & 127) : (int)(code & 255));
 }
 
+/* What the guest was told on these channels was done: a NIC has its addresses, all that a machine without a program was told. */
+static void note_done(uint32_t channel) {
+    is_told |= channel == LAST_CHANNEL;
+    nics_done += channel == NIC_CHANNEL;
+    if (is_started)
+        return;
+    if (nics_done >= nic_count && is_told) {
+        is_started = 1;
+        write_state("started 0");
+    } else if (channel == NIC_CHANNEL && nics_done == nic_count) {
+        write_state("addressed");
+    }
+}
+
 static void obey(const struct frame *frame) {
     switch (frame->type) {
     case READY:
+        if (!is_started)
+            write_state("answering");
         send_file("/vm/program");
         break;
     case STARTED:
@@ -489,10 +508,7 @@ static void obey(const struct frame *frame) {
             ended(get32(frame->payload), get32(frame->payload + 4));
         break;
     case DONE:
-        if (frame->channel && !is_started) { /* the last of a machine without a program */
-            is_started = 1;
-            write_state("started 0");
-        }
+        note_done(frame->channel);
         break;
     }
 }
@@ -695,6 +711,7 @@ static int run(void) {
     for (size_t at = 0; at < word_count && strcmp(words[at], "qemu"); at++) {
         has_program |= !strcmp(words[at], "program");
         has_input |= !strcmp(words[at], "input");
+        nic_count += !strcmp(words[at], "tap");
     }
     prepare_streams(has_input);
     open_console_log(0);
