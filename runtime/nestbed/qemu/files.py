@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from nestbed.errors import CorruptState, translated
 from nestbed.model import Bundle
-from nestbed.qemu import sandbox
+from nestbed.qemu import login, sandbox
 from nestbed.qemu.plan import Word, parse_state
 from nestbed.qemu.store import Boot
 from nestbed.runtime import NODE_CREDENTIALS
@@ -65,6 +66,15 @@ class Files:
         """The guest's hosts file."""
         with translated(f"reading the hosts of container {self._id}"):
             return (self.directory / "hosts").read_bytes()
+
+    def host_key(self) -> bytes:
+        """By what sshd in the guest is known: made when it is first asked for."""
+        path = self.directory / "sshd.key"
+        with translated(f"reading the host key of container {self._id}", container=self._id), contextlib.suppress(FileNotFoundError):
+            return path.read_bytes()
+        key = login.new_host_key()
+        self.write(path.name, key)
+        return key
 
     def credentials(self) -> dict[str, bytes]:
         """By what the node inside is known."""

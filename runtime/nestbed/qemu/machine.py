@@ -24,7 +24,7 @@ from nestbed.errors import (
 from nestbed.lanmodel import Nic
 from nestbed.log import fields
 from nestbed.model import Boot, Bundle, ExecSpec, ExitStatus, Resources, RestartPolicy, Spec, State, Stats, Status
-from nestbed.qemu import accounts, command, copying, inside, plan, sandbox
+from nestbed.qemu import accounts, command, copying, inside, login, plan, sandbox
 from nestbed.qemu.command import Disk, Machine, NicDevice
 from nestbed.qemu.files import Files
 from nestbed.qemu.frames import Program
@@ -174,7 +174,8 @@ class QemuContainer:
         )
         self._files.write_numbers(self._numbers)
         users = accounts.frames_of() if self._disk is not None else b""
-        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts(), users + self._inside()))
+        beside = login.program(spec, self._files.host_key()) if login.is_possible(spec) else b""
+        self._files.write("program", plan.program(spec, list(self._nics.values()), self._files.hosts(), users + self._inside(), beside))
         self._files.write("plan", warden)
 
     def _inside(self) -> bytes:

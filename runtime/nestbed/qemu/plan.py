@@ -153,8 +153,10 @@ def nic_frame(channel: int, nic: Nic, spec: Spec) -> bytes:
     return frames.nic(channel, mac=nic.mac, name=nic.name, mtu=nic.mtu, addresses=nic.addresses, routes=routes_of(nic, spec))
 
 
-def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"") -> bytes:
-    """``program``: the guest's names, files and interfaces, what else is to be ``inside`` (users, a node), then what it runs."""
+def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"", beside: bytes = b"") -> bytes:
+    """``program``: the guest's names, files and interfaces, what else is to be ``inside`` (users, a node), then what it runs, and what it
+    need not wait for (``beside``).
+    """
     hostname = spec.hostname or spec.name
     process = spec.process
     sysctls = (*_SYSCTLS, *((key.replace(".", "/") if "/" not in key else key, value) for key, value in process.sysctls))
@@ -176,7 +178,7 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"") 
         told.append(frames.run(0, Program(process.args, tuple(dict(env).items()), process.cwd, process.user, process.tty, process.stdin)))
     else:
         told.append(frames.write(_LAST_CHANNEL, "/run/nestbed-ready", b""))
-    return b"".join(told)
+    return b"".join((*told, beside))
 
 
 def hosts_frame(channel: int, hosts: bytes) -> bytes:

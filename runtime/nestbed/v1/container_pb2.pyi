@@ -724,7 +724,7 @@ class QemuSpec(_message.Message):
     """A file of the node: the initial file system that goes with that kernel. Needs the admin role."""
     @_builtins.property
     def boot_timeout(self) -> _duration_pb2.Duration:
-        """How long it may take until its program runs; 3 minutes if absent."""
+        """How long it may take until its program runs; 5 minutes if absent."""
 
     def __init__(
         self,
