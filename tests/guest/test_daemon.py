@@ -230,6 +230,17 @@ def test_qemu_sees_nothing_it_can_write(site: Site) -> None:
         assert subprocess.run([*enter, "/usr/bin/test", "-r", path], check=False).returncode == 1, path
 
 
+def test_qemu_has_nothing_of_the_node_open(site: Site) -> None:
+    (pid, *_) = site.processes("vm1", "qemu-system-x86_64")
+    fds = Path(f"/proc/{pid}/fd")
+    opened = {os.readlink(fds / name).partition(":")[0] for name in os.listdir(fds)}
+    assert opened <= {"socket", "pipe", "anon_inode", "/dev/null", "/dev/net/tun", "/memfd"}, opened
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert [entry.partition(b"=")[0] for entry in environment if entry] == [b"PATH"]
+    own = Path("/proc/self/cgroup").read_text()
+    assert Path(f"/proc/{pid}/cgroup").read_text() != own
+
+
 def test_secrets_of_the_node_are_not_in_the_guest(site: Site) -> None:
     mounted = "mkdir -p /tmp/raw && mount -t virtiofs nestbed-root /tmp/raw && cd /tmp/raw/root"
     hidden = f"{str(site.machine.state_dir).lstrip('/')} proc sys run dev"
