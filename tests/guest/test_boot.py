@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from tests.guest.conftest import Site
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
@@ -158,4 +162,45 @@ def test_warden_that_is_killed_takes_its_machine_along(site: Site) -> None:
     os.kill(site.inspect("doomed")["pid"], signal.SIGKILL)
     assert site.nbctl("wait", "doomed") == "137\n"
     site.nbctl("rm", "doomed")
+    site.nbctl("audit")
+
+
+@pytest.fixture
+def cramped_site(tmp_path: Path, owned_cgroups: set[str]) -> Iterator[Site]:
+    """A site whose directories are on a file system of their own, of 200 MB."""
+    from tests.guest.conftest import Site
+
+    base = tmp_path / "cramped"
+    base.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "nestbed-test", base], check=True)
+    try:
+        site = Site(base)
+        try:
+            yield site
+        finally:
+            site.close()
+            owned_cgroups.add(f"nestbed-{site.machine.node_id}")
+    finally:
+        subprocess.run(["umount", "-l", base], check=True)
+
+
+def test_full_disk_of_the_node_is_told_and_what_runs_runs_on(cramped_site: Site) -> None:
+    site = cramped_site
+    site.nbctl("run", "qemu", "--name", "vm1")
+    filling = os.open(site.machine.state_dir / "filling", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(filling, bytes(4096))
+    os.close(filling)
+    said = refused(site, "run", "qemu", "--name", "vm2")
+    assert "no space left on device" in said
+    assert "free space" in said
+    site.inside("vm1", "sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x >/dev/console")
+    assert site.inside("vm1", "echo", "alive") == "alive\n"
+    site.nbctl("stop", "vm1")
+    assert site.inspect("vm1")["exit"]["code"] == 0
+    assert "no space left on device" in refused(site, "start", "vm1")
+    (site.machine.state_dir / "filling").unlink()
+    site.nbctl("start", "vm1")
+    site.inside("vm1", "true")
     site.nbctl("audit")
