@@ -8,7 +8,7 @@
 static const char service_unit[] = "[Unit]\n"
                                    "Description=nestbed's agent\n"
                                    "[Service]\n"
-                                   "ExecStart=/run/nestbed/agent serve\n"
+                                   "ExecStart=/run/nestbed-agent/agent serve\n"
                                    "KillMode=process\n"
                                    "Delegate=yes\n"
                                    "TasksMax=infinity\n";
@@ -44,9 +44,9 @@ static void install(const char *run) {
     if (symlink("../nestbed-agent.service", path) && errno != EEXIST)
         give_up(path);
     /* What a distribution mounts at /run may forbid to execute what is there. */
-    snprintf(path, sizeof path, "%s/nestbed", run);
+    snprintf(path, sizeof path, "%s/nestbed-agent", run);
     mount_or_give_up("nestbed", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m");
-    snprintf(path, sizeof path, "%s/nestbed/agent", run);
+    snprintf(path, sizeof path, "%s/nestbed-agent/agent", run);
     int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC), to = open(path, flags, 0755);
     while ((length = read(from, data, sizeof data)) > 0)
         if (write(to, data, (size_t)length) != length)
