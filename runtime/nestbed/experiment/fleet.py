@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from nestbed.client import Client
-from nestbed.errors import HostLacks, InvalidArgument, NestbedError, PermissionDenied, Unsupported
+from nestbed.errors import HostLacks, InvalidArgument, NestbedError, PermissionDenied, Unavailable, Unsupported
 from nestbed.experiment import requests
 from nestbed.experiment.plan import Plan
 from nestbed.experiment.ptopo import LOCAL
@@ -39,6 +39,8 @@ class Holdings:
     """What nodes have of an experiment, by node and name; ``unreachable`` says which could not be asked, and why."""
 
     containers: dict[tuple[str, str], api.Container] = field(default_factory=dict)
+    machines: dict[tuple[str, str], api.Container] = field(default_factory=dict)
+    """Virtual machines that are nodes, by the node that runs them and their name as a node."""
     lans: dict[tuple[str, str], lan_pb2.Lan] = field(default_factory=dict)
     unreachable: dict[str, NestbedError] = field(default_factory=dict)
 
@@ -71,7 +73,8 @@ class Fleet:
             HostLacks: a node has no underlay for a LAN that lies on several. InvalidArgument: two nodes are the same.
             others: a node cannot be reached.
         """
-        used = list(dict.fromkeys(element.node for element in plan.elements.values()))
+        places = [element.node for element in plan.elements.values() if element.node not in plan.machines]
+        used = list(dict.fromkeys([*places, *(planned.host for planned in plan.machines.values())]))
         infos = dict(zip(used, await asyncio.gather(*(self.clients[name].info(with_abilities=False) for name in used)), strict=True))
         known: dict[str, str] = {}
         for name, info in infos.items():
@@ -84,9 +87,19 @@ class Fleet:
                     node=name,
                     other=other,
                 )
+        offered = {name: list(info.kinds) for name, info in infos.items()}
+        for planned in plan.machines.values():
+            if "qemu" not in offered[planned.host]:
+                raise Unsupported(
+                    f"node {planned.name} is to be a virtual machine on {planned.host}, which makes none",
+                    reason="KIND_NOT_OFFERED",
+                    remedy=f"see `nbctl info` of {planned.host}",
+                    node=planned.name,
+                )
+            offered[planned.name] = ["process"]
         for element in plan.elements.values():
             requests.kind(element)
-            if element.element.words.kind not in infos[element.node].kinds:
+            if element.element.words.kind not in offered[element.node]:
                 raise Unsupported(
                     f"element {element.name} is of kind {element.element.words.kind}, which node {element.node} does not offer",
                     reason="KIND_NOT_OFFERED",
@@ -116,24 +129,40 @@ class Fleet:
         labels = {requests.EXPERIMENT: experiment}
 
         async def ask(name: str, client: Client) -> None:
+            silent: list[node_pb2.NodeFault] = []
             try:
-                containers, lans = await asyncio.gather(client.list_containers(labels=labels), client.list_lans(labels=labels))
+                containers, lans = await asyncio.gather(
+                    client.list_containers(labels=labels, unreachable=silent), client.list_lans(labels=labels)
+                )
             except NestbedError as error:
                 found.unreachable[name] = error
                 return
-            found.containers.update({(name, each.spec.labels[requests.ELEMENT]): each for each in containers})
-            found.lans.update({(name, each.labels[requests.LAN]): each for each in lans})
+            inside = {each.name: each.spec.labels[requests.NODE] for each in containers if requests.NODE in each.spec.labels}
+            for each in containers:
+                kind = requests.NODE if requests.NODE in each.spec.labels else requests.ELEMENT
+                held = found.machines if kind == requests.NODE else found.containers
+                held[inside.get(each.name.rpartition("/")[0], name), each.spec.labels[kind]] = each
+            found.lans.update({(name, each.labels[requests.LAN]): each for each in lans if "/" not in each.name})
+            for fault in silent:
+                if fault.node in inside:
+                    found.unreachable[inside[fault.node]] = Unavailable(f"the node does not answer: {fault.detail}", reason="NODE_SILENT")
 
-        await asyncio.gather(*(ask(name, client) for name, client in self.clients.items()))
+        machines = {address: name for name, address in reversed(list(self._addresses.items()))}
+        await asyncio.gather(*(ask(name, self.clients[name]) for name in machines.values()))
         return found
 
 
 def addresses(plan: Plan, earlier: Plan | None = None) -> dict[str, str]:
-    """Where the nodes of a plan are; those of an earlier plan that are no more in it have a note behind their names."""
-    found = {name: words.address for name, words in plan.nodes.items()}
+    """Where the nodes of a plan are; those of an earlier plan that are no more in it have a note behind their names. One that is a virtual
+    machine is where the node is that runs it, and comes after that.
+    """
+    found = {name: words.address for name, words in plan.nodes.items() if name not in plan.machines}
+    found.update({planned.name: plan.nodes[planned.host].address for planned in plan.machines.values()})
     if earlier is not None:
         known = set(found.values())
-        found.update({f"{name} (before)": words.address for name, words in earlier.nodes.items() if words.address not in known})
+        found.update(
+            {f"{name} (before)": words.address for name, words in earlier.nodes.items() if words.vm is None and words.address not in known}
+        )
     return found
 
 
@@ -141,14 +170,14 @@ def check_may(plan: Plan, *, admin: bool) -> None:
     """Whether a caller may have this node call the plan's other nodes: it would do so with rights that the caller may lack.
 
     Raises:
-        PermissionDenied: only administrators may. Unsupported: a node would have to be made.
+        PermissionDenied: only administrators may.
     """
-    made = next((name for name, words in plan.nodes.items() if words.vm is not None), "")
-    if made:
-        raise Unsupported(
-            f"node {made} is a virtual machine to be made, which `up` does not do",
-            reason="VM_NODE_NOT_OFFERED",
-            remedy="make it beforehand, and give its address without the word vm",
+    made = next(iter(plan.machines), "")
+    if made and not admin:
+        raise PermissionDenied(
+            f"only an administrator may have nodes made, such as {made}",
+            reason="NEEDS_ADMIN",
+            remedy="call as administrator, or name nodes that there are",
             node=made,
         )
     others = [name for name, words in plan.nodes.items() if words.address != LOCAL]
@@ -171,9 +200,12 @@ def compare(plan: Plan, wanted: Digests, holdings: Holdings) -> list[experiment_
     )
     lans = {(node, lan.name): wanted.lans[lan.name] for lan in plan.lans.values() for node in lan.nodes}
     elements = {(element.node, element.name): wanted.elements.get(element.name, "") for element in plan.elements.values()}
+    machines = {(planned.host, planned.name): wanted.machines[planned.name] for planned in plan.machines.values()}
     changes = [_change(remove, "element", key) for key in holdings.containers if key not in elements]
+    changes += [_change(remove, "node", key) for key in holdings.machines if key not in machines]
     changes += [_change(remove, "lan", key) for key in holdings.lans if key not in lans]
     for noun, keys, have in (
+        ("node", machines, {key: held.spec.labels[requests.DIGEST] for key, held in holdings.machines.items()}),
         ("lan", lans, {key: lan.labels[requests.DIGEST] for key, lan in holdings.lans.items()}),
         ("element", elements, {key: container.spec.labels[requests.DIGEST] for key, container in holdings.containers.items()}),
     ):

@@ -167,6 +167,7 @@ def _elements(task: _Task, path: Path, pattern: str) -> Iterable[Element]:
 
 def _check_nodes(task: _Task) -> None:
     names = {site.name for site in task.sites}
+    inside = {site.name for site in task.sites if site.words.vm is not None}
     for site in task.sites:
         if site.words.vm is not None and (site.words.vm.host not in names or site.words.vm.host == site.name):
             raise task.source.mistake(
@@ -174,6 +175,14 @@ def _check_nodes(task: _Task) -> None:
                 f"there is no node {site.words.vm.host} for the virtual machine {site.name}",
                 reason="NO_SUCH_NODE",
                 remedy=nearest_remedy(site.words.vm.host, names - {site.name}),
+            )
+        if site.words.vm is not None and site.words.vm.host in inside:
+            raise task.source.mistake(
+                (*site.path, "vm", "on"),
+                f"node {site.name} would be a virtual machine in {site.words.vm.host}, which is one itself",
+                reason="TOO_DEEP",
+                remedy="name the node that runs that one",
+                node=site.name,
             )
 
 

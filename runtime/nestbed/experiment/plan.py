@@ -18,7 +18,7 @@ from nestbed.experiment.emulab import BootFiles
 from nestbed.experiment.files import PlannedFile, planned
 from nestbed.experiment.names import HostsTexts
 from nestbed.experiment.placement import place
-from nestbed.experiment.ptopo import NodeWords
+from nestbed.experiment.ptopo import NodeWords, VmWords
 from nestbed.experiment.ranges import expand, fill
 from nestbed.experiment.routes import Paths
 from nestbed.experiment.topology import Element, TopoLan, Topology, resolve
@@ -49,18 +49,31 @@ _LAN_TO_MODEL = {"rate": "rate_bps", "delay": "delay_us", "jitter": "jitter_us",
 
 @dataclass(frozen=True, slots=True)
 class PlannedLan:
-    """A LAN, under the name it has on each of ``nodes``. ``group`` is empty if it stays on its one node."""
+    """A LAN, under the name it has on each of ``nodes``. ``group`` is empty if it is of one node alone. ``reaches_inside``: members are on
+    nodes that are virtual machines of these.
+    """
 
     name: str
     node_name: str
     lan: TopoLan
     nodes: tuple[str, ...]
     group: str
+    reaches_inside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedNode:
+    """A node that is a virtual machine to be made, under the name that has on the node ``host``."""
+
+    name: str
+    node_name: str
+    host: str
+    words: VmWords
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedElement:
-    """An element, under the name it has on its node."""
+    """An element, under the name it has on its node; on one that is a virtual machine that is a path, for the node that runs it."""
 
     name: str
     node_name: str
@@ -82,13 +95,14 @@ class Plan:
     lans: dict[str, PlannedLan]
     elements: dict[str, PlannedElement]
     hosts: HostsTexts
+    machines: dict[str, PlannedNode]
 
     def document(self) -> dict[str, Any]:
         """The plan as plain data: the canonical document of :meth:`text`."""
         return {
             "version": VERSION,
             "experiment": self.name,
-            "nodes": {name: {"address": words.address} for name, words in self.nodes.items()},
+            "nodes": {name: _node_document(words) for name, words in self.nodes.items()},
             "lans": {lan.name: _lan_document(lan) for lan in self.lans.values()},
             "elements": {element.name: _element_document(element) for element in self.elements.values()},
         }
@@ -112,16 +126,20 @@ def make(vtopo: tuple[str, str], ptopo: tuple[str, str] | None = None, sources: 
     nodes = {name: words for key, words in wanted.nodes.items() for name, _ in expand(key)}
     _check_machines(topology, placed)
     paths, boot = Paths(topology), BootFiles(topology)
+    machines = {
+        name: PlannedNode(name, f"{topology.name}.node.{name}", words.vm.host, words.vm) for name, words in nodes.items() if words.vm
+    }
     return Plan(
         name=topology.name,
         topology=topology,
         nodes=nodes,
-        lans=_lans(topology, placed),
+        lans=_lans(topology, placed, machines),
         elements={
-            element.name: _element(topology, element, placed[element.name], paths, sources or {}, boot)
+            element.name: _element(topology, element, placed[element.name], machines, paths, sources or {}, boot)
             for element in topology.elements.values()
         },
         hosts=HostsTexts(topology, paths),
+        machines=machines,
     )
 
 
@@ -148,24 +166,34 @@ def understand(text: str, name: str) -> Topology:
     return address(resolve(*vtopo_file.read(text, name)))
 
 
-def _lans(topology: Topology, placed: dict[str, str]) -> dict[str, PlannedLan]:
+def _lans(topology: Topology, placed: dict[str, str], machines: Mapping[str, PlannedNode]) -> dict[str, PlannedLan]:
+    """A LAN is made on the nodes that run its members' machines; these carry it inside."""
     found: dict[str, PlannedLan] = {}
     groups: set[str] = set()
     for name, members in topology.members().items():
-        nodes = tuple(dict.fromkeys(placed[element.name] for element, _ in members))
+        places = dict.fromkeys(placed[element.name] for element, _ in members)
+        nodes = tuple(dict.fromkeys(machines[place].host if place in machines else place for place in places))
         group = ""
         if len(nodes) > 1:
             derived = (default_group(f"{topology.name}/{name}", ordinal) for ordinal in itertools.count())
             group = next(one for one in derived if one not in groups)
             groups.add(group)
-        found[name] = PlannedLan(name, f"{topology.name}.{name}", topology.lans[name], nodes, group)
+        found[name] = PlannedLan(
+            name, f"{topology.name}.{name}", topology.lans[name], nodes, group, any(place in machines for place in places)
+        )
     return found
 
 
 def _element(
-    topology: Topology, element: Element, node: str, paths: Paths, sources: Mapping[str, bytes], boot: BootFiles
+    topology: Topology,
+    element: Element,
+    node: str,
+    machines: Mapping[str, PlannedNode],
+    paths: Paths,
+    sources: Mapping[str, bytes],
+    boot: BootFiles,
 ) -> PlannedElement:
-    words = element.words
+    words, name = element.words, f"{topology.name}.{element.name}"
     files = planned(element, sources, topology.source) if words.files else ()
     if words.compat:
         files += boot.planned(element)
@@ -175,7 +203,7 @@ def _element(
         args = words.command or (IDLE if words.kind == "process" or files else ())
     return PlannedElement(
         name=element.name,
-        node_name=f"{topology.name}.{element.name}",
+        node_name=f"{machines[node].node_name}/{name}" if node in machines else name,
         node=node,
         element=element,
         args=tuple(fill(arg, element.number) for arg in args),
@@ -201,6 +229,10 @@ def _sysctls(element: Element) -> tuple[tuple[str, str], ...]:
             wanted[f"net/ipv4/conf/{name}/rp_filter"] = "0"
     wanted.update(element.words.sysctls)
     return tuple(sorted(wanted.items()))
+
+
+def _node_document(words: NodeWords) -> dict[str, Any]:
+    return {"address": words.address} if words.vm is None else {"on": words.vm.host, "cpus": words.vm.cpus, "memory": words.vm.memory}
 
 
 def _lan_document(planned: PlannedLan) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nestbed.experiment.files import with_files
-from nestbed.experiment.plan import Plan, PlannedElement, PlannedLan, digest, impairment
+from nestbed.experiment.plan import Plan, PlannedElement, PlannedLan, PlannedNode, digest, impairment
 from nestbed.experiment.ranges import fill
 from nestbed.experiment.vtopo import NOT_IMPAIRED, Impairing
 from nestbed.v1 import container_pb2 as api
@@ -18,6 +18,8 @@ EXPERIMENT = "nestbed.experiment"
 ELEMENT = "nestbed.element"
 LAN = "nestbed.lan"
 DIGEST = "nestbed.digest"
+NODE = "nestbed.node"
+"""Of a virtual machine that is a node of the experiment, in place of ELEMENT: its name in the ptopo."""
 
 KINDS: Mapping[str, api.ContainerKind.ValueType] = {
     "process": api.CONTAINER_KIND_PROCESS,
@@ -46,6 +48,7 @@ class Digests:
 
     elements: dict[str, str]
     lans: dict[str, str]
+    machines: dict[str, str] = field(default_factory=dict)
 
 
 def digests(plan: Plan) -> Digests:
@@ -56,7 +59,11 @@ def digests(plan: Plan) -> Digests:
         hashed = hashlib.sha256(container_spec(plan, element).SerializeToString(deterministic=True))
         hashed.update("".join(lans[nic.lan] for nic in element.element.nics).encode())
         elements[element.name] = hashed.hexdigest()[:16]
-    return Digests(elements, lans)
+    machines = {
+        planned.name: hashlib.sha256(machine_spec(plan.name, planned).SerializeToString(deterministic=True)).hexdigest()[:16]
+        for planned in plan.machines.values()
+    }
+    return Digests(elements, lans, machines)
 
 
 def lan_request(plan: Plan, planned: PlannedLan) -> dict[str, Any]:
@@ -67,9 +74,21 @@ def lan_request(plan: Plan, planned: PlannedLan) -> dict[str, Any]:
         "subnet6": planned.lan.subnet6,
         "mtu": planned.lan.words.mtu,
         "group": planned.group,
-        "local": not planned.group,
+        "local": not planned.group and not planned.reaches_inside,
         "labels": {EXPERIMENT: plan.name, LAN: planned.name},
     }
+
+
+def machine_spec(experiment: str, planned: PlannedNode) -> api.ContainerSpec:
+    """The virtual machine that is a node, but for the digest."""
+    return api.ContainerSpec(
+        name=planned.node_name,
+        kind=api.CONTAINER_KIND_QEMU,
+        labels={EXPERIMENT: experiment, NODE: planned.name},
+        hostname=planned.name,
+        resources=api.Resources(cpus=planned.words.cpus, memory_bytes=planned.words.memory),
+        qemu=api.QemuSpec(node=True),
+    )
 
 
 def lan_impairment(planned: PlannedLan) -> traffic_pb2.Impairment | None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from nestbed.errors import NestbedError, NotFound
-from nestbed.experiment import readiness, requests
+from nestbed.experiment import machines, readiness, requests
 from nestbed.experiment.fleet import Fleet, Holdings, compare
 from nestbed.experiment.plan import Plan, PlannedElement, PlannedLan
 from nestbed.experiment.progress import Progress
@@ -50,6 +50,8 @@ class Rise:
             NestbedError: a node cannot be asked.
         """
         holdings = await self._fleet.holdings(self._plan.name)
+        if await machines.raise_all(self._plan, self._digests, self._fleet, holdings, self._run_id):
+            holdings = await self._fleet.holdings(self._plan.name)
         for node, error in holdings.unreachable.items():
             if any(element.node == node for element in self._plan.elements.values()):
                 raise error
@@ -69,7 +71,8 @@ class Rise:
         gone = [change for change in changes if change.kind in (experiment_pb2.CHANGE_KIND_REMOVE, experiment_pb2.CHANGE_KIND_REPLACE)]
         lans = {(change.node, change.name) for change in gone if change.noun == "lan"}
         elements = {(change.node, change.name) for change in gone if change.noun == "element"}
-        await remove(self._fleet, self._gates, holdings, elements, lans, self._progress)
+        nodes = {(change.node, change.name) for change in gone if change.noun == "node"}
+        await remove(self._fleet, self._gates, holdings, (elements, nodes, lans), self._progress)
 
     async def _all(self, works: Iterable[Coroutine[Any, Any, None]]) -> bool:
         """Do all at once; whether to go on. What fails is a problem; without ``keep`` the rest is then given up."""
@@ -170,34 +173,48 @@ async def fall(name: str, fleet: Fleet, progress: Progress, *, force: bool) -> l
     With ``force`` nodes that cannot be reached are left alone.
     """
     holdings = await fleet.holdings(name)
-    problems = [f"node {node}: {error.message}" for node, error in holdings.unreachable.items() if not force]
+    going = {name for _, name in holdings.machines}
+    problems = [f"node {node}: {error.message}" for node, error in holdings.unreachable.items() if not force and node not in going]
     gates = {node: asyncio.Semaphore(AT_ONCE) for node in fleet.clients}
     try:
-        await remove(fleet, gates, holdings, holdings.containers, holdings.lans, progress)
+        await remove(fleet, gates, holdings, (holdings.containers, holdings.machines, holdings.lans), progress)
     except NestbedError as error:
         problems.append(error.message)
     return problems
 
 
 async def remove(
-    fleet: Fleet, gates: dict[str, asyncio.Semaphore], holdings: Holdings, elements: Iterable[Key], lans: Iterable[Key], progress: Progress
+    fleet: Fleet,
+    gates: dict[str, asyncio.Semaphore],
+    holdings: Holdings,
+    gone: tuple[Iterable[Key], Iterable[Key], Iterable[Key]],
+    progress: Progress,
 ) -> None:
-    """Remove elements, then LANs. Tries all, whatever fails.
+    """Remove elements, then nodes that are virtual machines, then LANs. Tries all, whatever fails.
 
     Raises:
         NestbedError: the first failure.
     """
+    elements, nodes, lans = gone
+    lost = {name for _, name in nodes}
 
     async def element(key: Key) -> None:
+        if key[0] in lost:  # it goes with its machine
+            progress.step(key[1], _ABSENT)
+            return
         client = fleet.clients[key[0]]
         await _gone(gates[key[0]], lambda: client.delete_container(holdings.containers[key].id, force=True))
         progress.step(key[1], _ABSENT)
+
+    async def node(key: Key) -> None:
+        client = fleet.clients[key[0]]
+        await _gone(gates[key[0]], lambda: client.delete_container(holdings.machines[key].id, force=True))
 
     async def lan(key: Key) -> None:
         client = fleet.clients[key[0]]
         await _gone(gates[key[0]], lambda: client.delete_lan(holdings.lans[key].id))
 
-    for works in ([element(key) for key in elements], [lan(key) for key in lans]):
+    for works in ([element(key) for key in elements], [node(key) for key in nodes], [lan(key) for key in lans]):
         results = await asyncio.gather(*works, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

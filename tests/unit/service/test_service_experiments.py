@@ -165,7 +165,7 @@ async def test_an_experiment_is_brought_up_once_at_a_time(admin: Client) -> None
         (STREET.replace("server: {", "server: {kind: machine, "), "", Unsupported, "element server is of kind machine"),
         (STREET, "nodes: {a: {}, b: {}}\nplacement: {strategy: balanced}", InvalidArgument, "the nodes a and b of the ptopo are the same"),
         (STREET, "nodes: {a: {address: 'unix:///nowhere/x.sock'}}", NestbedError, ""),
-        (STREET, "nodes: {a: {}, b: {vm: {on: a}}}", Unsupported, "node b is a virtual machine to be made"),
+        (STREET, "nodes: {a: {}, b: {vm: {on: a}}}", Unsupported, "node b is to be a virtual machine on a, which makes none"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_is_made(
