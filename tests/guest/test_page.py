@@ -10,7 +10,7 @@ import pytest
 from nestbed.testing.machine import Machine
 from nestbed.testing.segment import Segment, checked
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "examples" / "page"
 HELD = {"one-machine": [3, 0], "one-machine-two-vms": [4, 0], "two-machines": [1, 2]}
@@ -19,7 +19,7 @@ NBCTL = Path(sys.executable).with_name("nbctl")
 
 
 def nbctl(machine: Machine, *args: str) -> str:
-    return checked(machine.run(NBCTL, "-H", machine.address, *args, timeout_seconds=110))
+    return checked(machine.run(NBCTL, "-H", machine.address, *args, timeout_seconds=240))
 
 
 def test_what_is_inside_cannot_tell_one_machine_from_two(pair: Segment, tmp_path: Path) -> None:

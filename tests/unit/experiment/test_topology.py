@@ -328,3 +328,20 @@ def test_what_a_program_builds_is_what_the_file_says() -> None:
     assert make(net.text()).text() == make(STREET).text()
     net.element("c", nics=[{"lan": "left", "from_": {"delay": "1ms"}}])
     assert net.topology().elements["c"].nics[0].from_.delay == 1000
+
+
+def test_nodes_that_are_virtual_machines_are_reached_through_their_host() -> None:
+    vtopo = "experiment: e\nlans: {l: {}, m: {}}\nelements:\n  a: {nics: [l]}\n  b: {nics: [l, m]}\n  c: {nics: [m]}\n"
+    ptopo = "nodes: {alpha: {}, v: {vm: {on: alpha, cpus: 2, memory: 1G}}}\nplacement: {fixed: {a: alpha, b: v, c: v}}\n"
+    made = plan.make((vtopo, "v"), (ptopo, "p"))
+    assert {name: element.node_name for name, element in made.elements.items()} == {
+        "a": "e.a",
+        "b": "e.node.v/e.b",
+        "c": "e.node.v/e.c",
+    }
+    assert [(lan.nodes, lan.group, lan.reaches_inside) for lan in made.lans.values()] == [(("alpha",), "", True), (("alpha",), "", True)]
+    machine = made.machines["v"]
+    assert (machine.node_name, machine.host, machine.words.memory) == ("e.node.v", "alpha", 1 << 30)
+    assert made.document()["nodes"]["v"] == {"on": "alpha", "cpus": 2.0, "memory": 1 << 30}
+    with pytest.raises(InvalidArgument, match="would be a virtual machine in v, which is one itself"):
+        plan.make((vtopo, "v"), (ptopo.replace("memory: 1G}}", "memory: 1G}}, w: {vm: {on: v}}"), "p"))
