@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import plot
 import yaml
 
 BIN = Path(sys.executable).parent
+CGROUPS = Path("/sys/fs/cgroup")
 HERE = Path(__file__).resolve().parent
 TARGETS = ("process", "qemu", "machine")
 BOTS = [f"bot{number}" for number in range(1, 7)]
@@ -234,6 +236,16 @@ def daemon(base: Path) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         log.close()
+        remove_cgroups(run)
+
+
+def remove_cgroups(run: Path) -> None:
+    """Remove the empty cgroups that a node keeps for its next daemon, by its id."""
+    with suppress(FileNotFoundError):
+        own = f"nestbed-{json.loads((run / 'node.json').read_text())['id']}"
+        for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
+            for path, _, _ in os.walk(hierarchy / own, topdown=False):
+                os.rmdir(path)
 
 
 def play(base: Path, target: str, ptopo: Path, picture: Path, spans: Spans) -> None:
