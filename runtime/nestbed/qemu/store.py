@@ -4,7 +4,7 @@ file system.
 ::
 
     kernels/VERSION/vmlinuz, lib/       of Debian's kernel package, unpacked, never installed: from CACHE, else downloaded
-    programs/HASH/agent, warden         compiled from ``c/``, named by what they were compiled from
+    programs/HASH/agent, warden         copies of those in ``c/``, so that bundles can have links to them
     initrd/HASH                         named by what is in it
 
 A directory appears whole, by being renamed; a download that was cut short is thrown away at the next try.
@@ -18,8 +18,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -30,8 +29,6 @@ from nestbed.qemu.recipes import CACHE
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _PROGRAMS = ("agent", "warden")
-_SOURCES = ("agent.c", "warden.c", "accounts.h", "frames.h", "net.h", "netlink.h", "service.h")
-_CC = ("cc", "-std=gnu11", "-O2", "-static", "-s", "-Wall")
 _RUN_SECONDS = 300.0
 _TEXT_CHARS = 300
 
@@ -60,7 +57,8 @@ class Store:
         """The files to boot the node's own root from. The first time a kernel is downloaded (27 MB).
 
         Raises:
-            HostLacks: there is no kernel and none can be had (KERNEL_UNAVAILABLE), or no compiler (PROGRAMS_NOT_COMPILED).
+            HostLacks: there is no kernel and none can be had (KERNEL_UNAVAILABLE), or our programs are not compiled
+                (PROGRAMS_NOT_COMPILED).
         """
         async with self._lock:
             if self._boot is None:
@@ -76,7 +74,7 @@ class Store:
         """The files to boot a disk with the kernel of ``image``; without one by what is on it.
 
         Raises:
-            HostLacks: there is no compiler (PROGRAMS_NOT_COMPILED).
+            HostLacks: our programs were not compiled (PROGRAMS_NOT_COMPILED).
         """
         async with self._lock:
             self._make_folders()
@@ -157,23 +155,16 @@ class Store:
     # ---- our programs
 
     async def _programs(self) -> Path:
-        with ExitStack() as stack:
-            sources = stack.enter_context(resources.as_file(resources.files("nestbed.qemu") / "c"))
-            digest = hashlib.sha256(b"".join((sources / name).read_bytes() for name in _SOURCES)).hexdigest()[:16]
-            return await self._made(self._directory / "programs" / digest, lambda new: self._compile(sources, new))
+        contents = {name: _program(name) for name in _PROGRAMS}
+        digest = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
+        return await self._made(self._directory / "programs" / digest, lambda new: self._write(contents, new))
 
     @staticmethod
-    async def _compile(sources: Path, new: Path) -> None:
-        for name in _PROGRAMS:
-            code, text = await _run((*_CC, "-o", str(new / name), str(sources / f"{name}.c")))
-            if code:
-                raise HostLacks(
-                    f"the {name} of virtual machines cannot be compiled: {_last_line(text)}",
-                    reason="PROGRAMS_NOT_COMPILED",
-                    remedy="apt-get install gcc libc6-dev",
-                    program=name,
-                )
-            (new / name).chmod(0o755)
+    async def _write(contents: Mapping[str, bytes], new: Path) -> None:
+        for name, content in contents.items():
+            with translated(f"writing the {name} of virtual machines", path=new):
+                (new / name).write_bytes(content)
+                (new / name).chmod(0o755)
 
     def _initrd(self, modules: Sequence[tuple[str, bytes]], programs: Path) -> Path:
         content = initramfs.archive(initramfs.contents((programs / "agent").read_bytes(), modules))
@@ -199,6 +190,18 @@ class Store:
             shutil.rmtree(new, ignore_errors=True)
             raise
         return path
+
+
+def _program(name: str) -> bytes:
+    try:
+        return (resources.files("nestbed.qemu") / "c" / name).read_bytes()
+    except FileNotFoundError as error:
+        raise HostLacks(
+            f"the {name} of virtual machines is not compiled",
+            reason="PROGRAMS_NOT_COMPILED",
+            remedy="run hack/setup in the checkout, or install the wheel",
+            program=name,
+        ) from error
 
 
 def _modules_of(kernel: Path) -> Path:
