@@ -10,9 +10,6 @@ import contextlib
 import os
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from nestbed.model import Spec
 from nestbed.qemu import frames
 from nestbed.qemu.frames import FRAME_BYTES_MAX, Program
@@ -37,6 +34,10 @@ def is_possible(spec: Spec) -> bool:
 
 def new_host_key() -> bytes:
     """A host key, in OpenSSH's form."""
+    # 9 MB of memory, which a node without machines has no use for.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat  # noqa: PLC0415
+
     return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
 
