@@ -273,7 +273,7 @@ def main() -> int:
     parser.add_argument("--ptopo", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    ptopo = args.ptopo or HERE / "one-machine.yaml"
+    ptopo = args.ptopo or HERE / ("one-machine.yaml" if args.short else "two-vms.yaml")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()
     picture = args.plot or HERE.parents[2] / "build" / "demo" / f"{args.target}.svg"
