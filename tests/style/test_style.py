@@ -36,7 +36,7 @@ def run(*argv: str | Path, cwd: Path = CHECKOUT) -> subprocess.CompletedProcess[
 def files() -> Iterator[Path]:
     for folder, subfolders, names in os.walk(CHECKOUT):
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-        yield from (Path(folder, name) for name in names)
+        yield from (Path(folder, name) for name in names if name not in SKIPPED_FOLDERS)  # .git is a file in a worktree
 
 
 def python_modules() -> list[Path]:
