@@ -32,7 +32,7 @@ from nestbed.v1.node_pb2_grpc import NodeServiceStub
 ASK_SECONDS = 5.0
 """How long a node inside may take to answer what is asked of all nodes."""
 
-_BOOT_SECONDS = 300.0
+_BOOT_SECONDS = 1200.0
 _SILENT_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
