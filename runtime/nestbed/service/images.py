@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
-from nestbed.errors import InvalidArgument
+from nestbed.errors import InvalidArgument, NestbedError
 from nestbed.imagemodel import Image
 from nestbed.node.node import Node
 from nestbed.service import convert, present
@@ -13,6 +15,8 @@ from nestbed.service.streams import closing
 from nestbed.service.terminals import start_expected
 from nestbed.v1 import image_pb2 as api
 from nestbed.v1.image_pb2_grpc import ImageServiceServicer
+
+_DRAIN_SECONDS = 10.0
 
 
 class ImageCalls(ImageServiceServicer):
@@ -31,7 +35,11 @@ class ImageCalls(ImageServiceServicer):
         first = await anext(requests, None)
         if first is None or not first.HasField("start"):
             raise start_expected()
-        image = await self._images.take(first.start.name, convert.disk_format(first.start), _data(requests))
+        try:
+            image = await self._images.take(first.start.name, convert.disk_format(first.start), _data(requests))
+        except NestbedError:
+            await _drain(requests)
+            raise
         return api.ImportImageResponse(image=present.image(image))
 
     async def BuildImage(self, request: api.BuildImageRequest, context: Any) -> AsyncIterator[api.BuildImageResponse]:
@@ -42,6 +50,14 @@ class ImageCalls(ImageServiceServicer):
     async def DeleteImage(self, request: api.DeleteImageRequest, context: Any) -> api.DeleteImageResponse:
         await self._images.delete(request.image)
         return api.DeleteImageResponse()
+
+
+async def _drain(requests: AsyncIterator[api.ImportImageRequest]) -> None:
+    """Read what still comes: to a client of gRPC in Python whose write meets the end of its call, the reason for that end is lost."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in requests:
+                pass
 
 
 async def _data(requests: AsyncIterator[api.ImportImageRequest]) -> AsyncIterator[bytes]:
