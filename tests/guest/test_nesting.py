@@ -29,6 +29,13 @@ def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.close()
 
 
+@pytest.fixture(scope="module")
+def nest_on_lan(nest: Site) -> Site:
+    """The LAN reaches the node inside: from then on the daemon has a relay, which is no test's."""
+    nest.nbctl("run", "process", "-d", "--name", "vm1/near", "--lan", "lan0", "--", "sleep", "1000")
+    return nest
+
+
 def until_there(site: Site, container: str) -> None:
     """Make a container inside: that waits for the node inside to answer."""
     site.patiently("run", "process", "-d", "--name", container, "--", "sleep", "1000")
@@ -120,34 +127,36 @@ for name in sys.argv[2:]:
 """
 
 
-def test_a_lan_of_a_machine_and_two_processes_in_another_one(nest: Site) -> None:
+def test_a_lan_of_a_machine_and_two_processes_in_another_one(nest_on_lan: Site) -> None:
     """The page's second realisation: two virtual machines, one of which only holds the two processes. Everybody reaches everybody."""
-    nest.nbctl("run", "qemu", "--name", "vm", "--memory", "192m", "--lan", "lan0")
+    nest_on_lan.nbctl("run", "qemu", "--name", "vm", "--memory", "192m", "--lan", "lan0")
     for name in ("vm1/a", "vm1/b"):
-        nest.nbctl("run", "process", "-d", "--name", name, "--lan", "lan0", "--", "sleep", "1000")
+        nest_on_lan.nbctl("run", "process", "-d", "--name", name, "--lan", "lan0", "--", "sleep", "1000")
     members = {"vm": "vm", "a": "vm1/a", "b": "vm1/b"}
-    listed = json.loads(nest.nbctl("-o", "json", "lan", "inspect", "lan0"))["members"]
-    assert sorted(member["container"] for member in listed) == ["vm", "vm1/a", "vm1/b", "web"]
+    listed = json.loads(nest_on_lan.nbctl("-o", "json", "lan", "inspect", "lan0"))["members"]
+    assert sorted(member["container"] for member in listed) == ["vm", "vm1/a", "vm1/b", "vm1/near", "web"]
     for source, path in members.items():
         for name in members.keys() - {source}:
-            assert "1 received" in nest.inside(path, "ping", "-4", "-c", "1", "-W", "10", name)
-            assert "1 received" in nest.inside(path, "ping", "-6", "-c", "1", "-W", "10", name)
-    listening = [nest.begin("exec", path, "--", "python3", "-c", LISTEN, *(members.keys() - {name})) for name, path in members.items()]
+            assert "1 received" in nest_on_lan.inside(path, "ping", "-4", "-c", "1", "-W", "10", name)
+            assert "1 received" in nest_on_lan.inside(path, "ping", "-6", "-c", "1", "-W", "10", name)
+    listening = [
+        nest_on_lan.begin("exec", path, "--", "python3", "-c", LISTEN, *(members.keys() - {name})) for name, path in members.items()
+    ]
     for path in members.values():
-        nest.until_listening(path, 6000)
+        nest_on_lan.until_listening(path, 6000)
     for source, path in members.items():
-        nest.inside(path, "python3", "-c", SPEAK, source, *(members.keys() - {source}))
+        nest_on_lan.inside(path, "python3", "-c", SPEAK, source, *(members.keys() - {source}))
     assert [listener.wait(timeout=120) for listener in listening] == [0] * len(members)
-    nest.nbctl("rm", "-f", "vm", "vm1/a", "vm1/b")
-    assert nest.nbctl("audit").startswith("clean")
+    nest_on_lan.nbctl("rm", "-f", "vm", "vm1/a", "vm1/b")
+    assert nest_on_lan.nbctl("audit").startswith("clean")
 
 
-def test_a_node_inside_that_is_killed_comes_back_and_its_containers_run_on(nest: Site) -> None:
-    before = nest.inspect("vm1/db")["pid"]
-    nest.inside("vm1", "pkill", "-KILL", "-f", "nestbedd --name")
-    until_answering(nest, "vm1/db")
-    assert nest.inspect("vm1/db")["pid"] == before
-    assert nest.nbctl("audit").startswith("clean")
+def test_a_node_inside_that_is_killed_comes_back_and_its_containers_run_on(nest_on_lan: Site) -> None:
+    before = nest_on_lan.inspect("vm1/db")["pid"]
+    nest_on_lan.inside("vm1", "pkill", "-KILL", "-f", "nestbedd --name")
+    until_answering(nest_on_lan, "vm1/db")
+    assert nest_on_lan.inspect("vm1/db")["pid"] == before
+    assert nest_on_lan.nbctl("audit").startswith("clean")
 
 
 @pytest.mark.slow
