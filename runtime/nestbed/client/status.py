@@ -65,7 +65,10 @@ async def from_call(call: Any, error: AioRpcError, diagnose: Callable[[], Nestbe
             async with asyncio.timeout(SETTLE_SECONDS):
                 while await call.code() is StatusCode.INTERNAL:  # noqa: ASYNC110 - gRPC gives no event for it
                     await asyncio.sleep(SETTLE_SECONDS / 100)
-        error = AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None)
+        code, metadata = await call.code(), await call.trailing_metadata()
+        if code is StatusCode.INTERNAL and not metadata:  # nobody said why: the node is gone
+            code = StatusCode.UNAVAILABLE
+        error = AioRpcError(code, await call.initial_metadata(), metadata, await call.details(), None)
     return await from_rpc(error, diagnose)
 
 
