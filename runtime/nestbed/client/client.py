@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from asyncio import InvalidStateError
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -18,8 +17,9 @@ from nestbed.client import address as addresses
 from nestbed.client.agents import AgentCalls
 from nestbed.client.experiments import ExperimentCalls
 from nestbed.client.images import ImageCalls
-from nestbed.client.session import CHUNK_BYTES, Session
-from nestbed.client.status import from_call, from_rpc
+from nestbed.client.session import Session
+from nestbed.client.status import from_rpc
+from nestbed.client.uploads import upload
 from nestbed.errors import translated
 from nestbed.v1 import container_pb2 as api
 from nestbed.v1 import lan_pb2, node_pb2, traffic_pb2
@@ -218,18 +218,7 @@ class Client(AgentCalls, ExperimentCalls, ImageCalls):
     async def copy_to(self, container: str, path: str, chunks: AsyncIterable[bytes]) -> None:
         """Unpack the tar archive in ``chunks`` into the directory ``path`` inside."""
         call = cast("Any", self._containers.CopyTo)()
-        try:
-            with suppress(aio.AioRpcError, InvalidStateError):  # the node has refused it; the answer tells why
-                await call.write(api.CopyToRequest(start=api.CopyToStart(container=container, path=path)))
-                async for chunk in chunks:
-                    for begin in range(0, len(chunk), CHUNK_BYTES):
-                        await call.write(api.CopyToRequest(data=chunk[begin : begin + CHUNK_BYTES]))
-                await call.done_writing()
-            await call
-        except aio.AioRpcError as error:
-            raise await from_call(call, error, self._address.diagnose) from error
-        finally:
-            call.cancel()
+        await upload(call, api.CopyToRequest, api.CopyToStart(container=container, path=path), chunks, self._address.diagnose)
 
     # ------------------------------------------------------------ LANs
 

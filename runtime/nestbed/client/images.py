@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from asyncio import InvalidStateError
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from grpc import aio
 
 from nestbed.client.address import Address
-from nestbed.client.session import CHUNK_BYTES
-from nestbed.client.status import from_call
+from nestbed.client.uploads import upload
 from nestbed.v1 import image_pb2 as api
 from nestbed.v1.image_pb2_grpc import ImageServiceStub
 
@@ -41,18 +38,8 @@ class ImageCalls:
     async def import_image(self, name: str, disk_format: api.DiskFormat.ValueType, chunks: AsyncIterable[bytes]) -> api.Image:
         """Make an image of the bytes of a file of that format."""
         call = cast("Any", self._images.ImportImage)()
-        try:
-            with suppress(aio.AioRpcError, InvalidStateError):  # the node has refused it; the answer tells why
-                await call.write(api.ImportImageRequest(start=api.ImportImageStart(name=name, format=disk_format)))
-                async for chunk in chunks:
-                    for begin in range(0, len(chunk), CHUNK_BYTES):
-                        await call.write(api.ImportImageRequest(data=chunk[begin : begin + CHUNK_BYTES]))
-                await call.done_writing()
-            return cast("api.ImportImageResponse", await call).image
-        except aio.AioRpcError as error:
-            raise await from_call(call, error, self._address.diagnose) from error
-        finally:
-            call.cancel()
+        start = api.ImportImageStart(name=name, format=disk_format)
+        return cast("api.ImportImageResponse", await upload(call, api.ImportImageRequest, start, chunks, self._address.diagnose)).image
 
     async def build_image(self, recipe: str, name: str = "", *, fresh: bool = False) -> AsyncGenerator[api.BuildImageResponse, None]:
         """Build an image by a recipe; steps as they come, the image last. A reader that stops ends the build."""

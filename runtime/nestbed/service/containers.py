@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from nestbed.errors import InvalidArgument
 from nestbed.model import ContainerView
 from nestbed.nesting import naming
 from nestbed.nesting.branches import Branch
 from nestbed.nesting.forward import Forward
 from nestbed.node.node import Node
-from nestbed.service import convert, present, terminals
+from nestbed.service import convert, present, terminals, uploads
 from nestbed.service.authorize import caller
 from nestbed.service.pages import Place, page
 from nestbed.service.streams import closing, ticks
@@ -112,18 +111,10 @@ class Containers(ContainerServiceServicer):
                     yield api.CopyFromResponse(data=chunk[begin : begin + COPY_RESPONSE_BYTES])
 
     async def CopyTo(self, requests: AsyncIterator[api.CopyToRequest], context: Any) -> api.CopyToResponse:
-        first = await anext(requests, None)
-        if first is None or not first.HasField("start"):
-            raise terminals.start_expected()
-        await self._node.extract(first.start.container, first.start.path, _data(requests), admin=caller().is_admin)
+        start = await uploads.started(requests)
+        async with uploads.upload(requests) as data:
+            await self._node.extract(start.container, start.path, data, admin=caller().is_admin)
         return api.CopyToResponse()
-
-
-async def _data(requests: AsyncIterator[api.CopyToRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("input") != "data":
-            raise InvalidArgument("only data may follow `start`", reason="BAD_STREAM", remedy="send one `start`, then `data`")
-        yield request.data
 
 
 def _stats_inside(request: api.GetStatsRequest, branch: Branch) -> api.GetStatsRequest | None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
-from nestbed.errors import InvalidArgument, NestbedError
 from nestbed.imagemodel import Image
 from nestbed.node.node import Node
-from nestbed.service import convert, present
+from nestbed.service import convert, present, uploads
 from nestbed.service.streams import closing
-from nestbed.service.terminals import start_expected
 from nestbed.v1 import image_pb2 as api
 from nestbed.v1.image_pb2_grpc import ImageServiceServicer
-
-_DRAIN_SECONDS = 10.0
 
 
 class ImageCalls(ImageServiceServicer):
@@ -32,14 +26,9 @@ class ImageCalls(ImageServiceServicer):
         return api.GetImageResponse(image=present.image(self._images.get(request.image)))
 
     async def ImportImage(self, requests: AsyncIterator[api.ImportImageRequest], context: Any) -> api.ImportImageResponse:
-        first = await anext(requests, None)
-        if first is None or not first.HasField("start"):
-            raise start_expected()
-        try:
-            image = await self._images.take(first.start.name, convert.disk_format(first.start), _data(requests))
-        except NestbedError:
-            await _drain(requests)
-            raise
+        start = await uploads.started(requests)
+        async with uploads.upload(requests) as data:
+            image = await self._images.take(start.name, convert.disk_format(start), data)
         return api.ImportImageResponse(image=present.image(image))
 
     async def BuildImage(self, request: api.BuildImageRequest, context: Any) -> AsyncIterator[api.BuildImageResponse]:
@@ -50,18 +39,3 @@ class ImageCalls(ImageServiceServicer):
     async def DeleteImage(self, request: api.DeleteImageRequest, context: Any) -> api.DeleteImageResponse:
         await self._images.delete(request.image)
         return api.DeleteImageResponse()
-
-
-async def _drain(requests: AsyncIterator[api.ImportImageRequest]) -> None:
-    """Read what still comes: to a client of gRPC in Python whose write meets the end of its call, the reason for that end is lost."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in requests:
-                pass
-
-
-async def _data(requests: AsyncIterator[api.ImportImageRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("input") != "data":
-            raise InvalidArgument("only data may follow `start`", reason="BAD_STREAM", remedy="send one `start`, then `data`")
-        yield request.data

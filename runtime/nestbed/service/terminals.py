@@ -18,6 +18,7 @@ from nestbed.runtime import Console
 from nestbed.service import convert, present
 from nestbed.service.authorize import caller
 from nestbed.service.streams import closing
+from nestbed.service.uploads import started
 from nestbed.v1 import container_pb2 as api
 
 OUTPUT_RESPONSE_BYTES = 256 * 1024
@@ -28,7 +29,7 @@ LINGER_SECONDS = 2.0
 
 async def execute(node: Node, requests: AsyncIterator[api.ExecRequest], context: Any) -> None:
     """Serve one Exec: the program is killed if the client goes away before its end."""
-    start = await _first(requests)
+    start = await started(requests)
     async with AsyncExitStack() as stack:
         execution = await node.exec(start.container, convert.exec_spec(start), admin=caller().is_admin)
         stack.push_async_callback(execution.aclose)
@@ -43,7 +44,7 @@ async def execute(node: Node, requests: AsyncIterator[api.ExecRequest], context:
 
 async def attach(node: Node, requests: AsyncIterator[api.AttachRequest], context: Any) -> None:
     """Serve one Attach: the container goes on if the client goes away."""
-    start = await _first(requests)
+    start = await started(requests)
     rows, columns = convert.size(start.size)
     view = node.container(start.container)
     identifier = view.spec.id
@@ -130,15 +131,3 @@ async def _feed(
                     remedy="send `start` once and first, and standard input only if `start.stdin` is set",
                     field=other or "",
                 )
-
-
-async def _first(requests: AsyncIterator[Any]) -> Any:
-    first = await anext(requests, None)
-    if first is None or not first.HasField("start"):
-        raise start_expected()
-    return first.start
-
-
-def start_expected() -> InvalidArgument:
-    """The error for a stream that does not begin with ``start``."""
-    return InvalidArgument("the first message must hold `start`", reason="START_EXPECTED", remedy="send `start` first")
