@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,10 +177,7 @@ class Experiments:
                 reason="CONFLICTING_OPTIONS",
                 remedy="leave these fields out",
             )
-        record = self._find(name)
-        plan, _ = await self._planned(record)
-        check_may(plan, admin=admin)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+        async with self._nodes(name, admin=admin) as (plan, fleet):
             pieces = everywhere.run(fleet, await everywhere.choose(plan, fleet, labels), start)
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
@@ -192,13 +189,9 @@ class Experiments:
         Raises:
             NotFound: there is no such experiment, element, LAN or NIC. Busy, PermissionDenied: as :meth:`verify`.
         """
-        record = self._find(name)
         self._check_idle(name)
-        plan, _ = await self._planned(record)
-        check_may(plan, admin=admin)
-        chosen = cables.choose(plan, links)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
-            return await cables.plug(plan, fleet, chosen, up=up)
+        async with self._nodes(name, admin=admin) as (plan, fleet):
+            return await cables.plug(plan, fleet, cables.choose(plan, links), up=up)
 
     async def verify(self, name: str, *, admin: bool) -> Verdict:
         """Look from inside every element.
@@ -206,11 +199,8 @@ class Experiments:
         Raises:
             NotFound: there is none. Busy: it is on its way up or down. PermissionDenied: it acts as administrator, and the caller is none.
         """
-        record = self._find(name)
         self._check_idle(name)
-        plan, _ = await self._planned(record)
-        check_may(plan, admin=admin)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+        async with self._nodes(name, admin=admin) as (plan, fleet):
             return await verification.verify(plan, fleet)
 
     async def agents(self, name: str, elements: Sequence[str]) -> list[agent_pb2.Agent]:
@@ -219,9 +209,7 @@ class Experiments:
         Raises:
             NotFound: there is no such experiment or element.
         """
-        record = self._find(name)
-        plan, _ = await self._planned(record)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+        async with self._nodes(name) as (plan, fleet):
             return await agents.views(plan, fleet, elements)
 
     async def traffic(self, name: str, elements: Sequence[str]) -> list[container_pb2.ContainerStats]:
@@ -230,9 +218,7 @@ class Experiments:
         Raises:
             NotFound: there is no such experiment or element.
         """
-        record = self._find(name)
-        plan, _ = await self._planned(record)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin) as fleet:
+        async with self._nodes(name) as (plan, fleet):
             return await agents.traffic(plan, fleet, elements)
 
     async def tell(self, name: str, element: str, text: str, *, admin: bool) -> None:
@@ -241,10 +227,7 @@ class Experiments:
         Raises:
             NotFound: there is no such experiment or element. PermissionDenied: an element is privileged and the caller is not admin.
         """
-        record = self._find(name)
-        plan, _ = await self._planned(record)
-        check_may(plan, admin=admin)
-        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin) as fleet:
+        async with self._nodes(name, admin=admin) as (plan, fleet):
             await agents.tell(plan, fleet, element, text)
 
     async def reports(self, name: str, element: str, *, tail: int | None, follow: bool) -> AsyncGenerator[agent_pb2.Report, None]:
@@ -253,15 +236,11 @@ class Experiments:
         Raises:
             NotFound: there is no such experiment or element.
         """
-        record = self._find(name)
-        plan, _ = await self._planned(record)
-        planned = plan.elements.get(element) or agents.select(plan, [element])[0]
-        async with (
-            Fleet(addresses(plan), self._connect, admin=record.admin) as fleet,
-            contextlib.aclosing(fleet.clients[planned.node].reports(planned.node_name, tail=tail, follow=follow)) as found,
-        ):
-            async for report in found:
-                yield report
+        async with self._nodes(name) as (plan, fleet):
+            planned = plan.elements.get(element) or agents.select(plan, [element])[0]
+            async with contextlib.aclosing(fleet.clients[planned.node].reports(planned.node_name, tail=tail, follow=follow)) as found:
+                async for report in found:
+                    yield report
 
     # ------------------------------------------------------------ work
 
@@ -378,6 +357,20 @@ class Experiments:
         if record.name not in self._plans:
             self._plans[record.name] = await _plan(record)
         return self._plans[record.name]
+
+    @contextlib.asynccontextmanager
+    async def _nodes(self, name: str, *, admin: bool | None = None) -> AsyncIterator[tuple[Plan, Fleet]]:
+        """The plan of an experiment, and its nodes to call. ``admin`` is the caller's right to act; without one it is only looked at.
+
+        Raises:
+            NotFound: there is none. PermissionDenied: it acts as administrator, and the caller is none.
+        """
+        record = self._find(name)
+        plan, _ = await self._planned(record)
+        if admin is not None:
+            check_may(plan, admin=admin)
+        async with Fleet(addresses(plan), self._connect, admin=record.admin and admin is not False) as fleet:
+            yield plan, fleet
 
     def _known(self, record: ExperimentRecord) -> experiment_pb2.Experiment:
         """What is known without reading the files, which may be those of another version."""
