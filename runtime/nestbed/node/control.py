@@ -1,28 +1,23 @@
-"""Who is on the node's control network, and with which address: decided here, made by the LAN plane.
-
-The network is there while a container is on it. No file says so: the records of those containers name it, before it is made.
-"""
+"""Who is on the node's control network, and with which address: decided here, made by the LAN plane."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import logging
+from typing import ClassVar
 
-from nestbed.errors import InvalidArgument, NestbedError
+from nestbed.errors import InvalidArgument
 from nestbed.lan import control
 from nestbed.lan.addressing import Interface, Network, derived_mac, port_name
 from nestbed.lan.plane import LanPlane
 from nestbed.lanmodel import Lan, LanMember, Nic
-from nestbed.log import fields
 from nestbed.model import ContainerRequest, Kind
+from nestbed.node.ownnet import OwnNetwork
 from nestbed.node.registry import Registry, control_segment
+from nestbed.node.segment import Segment
 from nestbed.node.wiring import Owner
 
 PORT_INDEX = 36**4 - 1
 """Of the port on the control network among those of its container: the last that there is."""
-
-_logger = logging.getLogger(__name__)
 
 
 def is_wanted(request: ContainerRequest) -> bool:
@@ -30,15 +25,14 @@ def is_wanted(request: ContainerRequest) -> bool:
     return request.kind is Kind.QEMU if request.control is None else request.control
 
 
-class ControlNetwork:
+class ControlNetwork(OwnNetwork):
     """The control network of one node. ``subnet`` is the setting; empty: one is chosen when it is needed."""
 
+    called: ClassVar[str] = "control network"
+
     def __init__(self, registry: Registry, plane: LanPlane, node_id: str, subnet: str) -> None:
-        self._registry = registry
-        self._plane = plane
-        self._node_id = node_id
+        super().__init__(registry, plane, node_id)
         self._subnet = subnet
-        self._changing = asyncio.Lock()
 
     def assign(self, owner: Owner) -> Nic:
         """A NIC for a container that has none, in effect once :meth:`join` was called. ``owner.nics`` are those on its LANs.
@@ -69,35 +63,18 @@ class ControlNetwork:
         lans = [segment.lan.subnet for segment in self._registry.segments.values() if segment.lan.subnet]
         return self._plane.choose_control([*own, *lans])
 
-    async def ensure(self) -> None:
-        """Make the network, if somebody is to be on it. Idempotent.
+    @property
+    def _segment(self) -> Segment | None:
+        return self._registry.control
 
-        Raises:
-            AlreadyExists, HostLacks: it cannot be had.
-        """
-        async with self._changing:
-            segment = self._registry.control
-            if segment is not None and segment.size:
-                await self._plane.ensure_control(segment.lan, [member.nic for member in segment.members])
+    def _forget(self) -> None:
+        self._registry.control = None
 
-    async def settle(self) -> None:
-        """Remove the network, unless somebody is on it. Idempotent; a failure is logged, and found by the next daemon."""
-        async with self._changing:
-            if self._registry.control is not None and self._registry.control.size:
-                return
-            self._registry.control = None
-            try:
-                await self._plane.remove_control()
-            except NestbedError as error:
-                _logger.warning("control network not removed", extra=fields(reason=error.reason, cause=error.message))
+    async def _make(self, segment: Segment) -> None:
+        await self._plane.ensure_control(segment.lan, [member.nic for member in segment.members])
 
-    async def take_up(self) -> None:
-        """Make what is missing of it, or remove it: every record has been read."""
-        try:
-            await self.ensure()
-        except NestbedError as error:
-            _logger.exception("control network not taken up", extra=fields(reason=error.reason, cause=error.message))
-        await self.settle()
+    async def _remove(self) -> None:
+        await self._plane.remove_control()
 
 
 def _check_fits(lan: Lan, owner: Owner) -> None:
