@@ -8,18 +8,17 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbctl import output, select, stream, text
-from nbctl.commands import Command
+from nbctl import output, stream, text
+from nbctl.commands import Command, selected
 from nbctl.failure import OK, Failure, Usage
 from nestbed.errors import translated
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from nbctl.context import Context
     from nbctl.parser import Parser
-    from nbctl.select import Target
     from nestbed.v1.image_pb2 import Image
 
 HEADINGS = ("NAME", "ORIGIN", "FORMAT", "BOOT", "DISK", "STORED", "AGE")
@@ -60,14 +59,14 @@ class _Named(NamedTuple):
 
 def _names_options(parser: Parser) -> None:
     parser.add_argument("names", nargs="*", metavar="IMAGE", help="name, or glob such as 'test-*'")
+    parser.set_defaults(labels=[])
 
 
-async def _targets(context: Context, args: Namespace, *, none_is_fine: bool = False) -> list[Target]:
+def _listing(context: Context) -> Callable[[Mapping[str, str]], Coroutine[Any, Any, list[_Named]]]:
     async def listing(_: Mapping[str, str]) -> list[_Named]:
         return [_Named(image.name, image.name) for image in await context.client.list_images()]
 
-    args.labels = []
-    return await select.targets(args, listing, none_is_fine=none_is_fine)
+    return listing
 
 
 def _ls_options(_: Parser) -> None:
@@ -81,16 +80,7 @@ async def _ls(context: Context, _: Namespace) -> int:
 
 
 async def _inspect(context: Context, args: Namespace) -> int:
-    found: list[Image] = []
-
-    def done(_: Target, image: Image) -> None:
-        found.append(image)
-
-    chosen = await _targets(context, args)
-    code = await select.each(chosen, lambda target: context.client.get_image(target.ref), done)
-    if found or len(chosen) != 1:
-        output.show(context.given_output or "json", found, lambda: _table(found), single=select.is_single(args))
-    return code
+    return await selected.inspect(context, args, _listing(context), context.client.get_image, _table)
 
 
 def _rm_options(parser: Parser) -> None:
@@ -99,18 +89,7 @@ def _rm_options(parser: Parser) -> None:
 
 
 async def _rm(context: Context, args: Namespace) -> int:
-    removed: list[str] = []
-
-    def done(target: Target, _: None) -> None:
-        removed.append(target.shown)
-        if context.output in {"table", "name"}:
-            output.lines([target.shown])
-
-    chosen = await _targets(context, args, none_is_fine=args.force)
-    code = await select.each(chosen, lambda target: context.client.delete_image(target.ref), done)
-    if context.output in {"json", "yaml"}:
-        output.write(output.encode(context.output, [{"name": name} for name in removed]))
-    return code
+    return await selected.act(context, args, _listing(context), context.client.delete_image, none_is_fine=args.force)
 
 
 class _Progress:

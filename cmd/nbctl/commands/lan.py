@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nbctl import output, select, text, values
-from nbctl.commands import Command
+from nbctl.commands import Command, selected
 from nbctl.failure import OK
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from nbctl.context import Context
     from nbctl.parser import Parser
-    from nbctl.select import Target
     from nestbed.v1.container_pb2 import Nic
     from nestbed.v1.lan_pb2 import Lan
 
@@ -98,16 +97,7 @@ async def _ls(context: Context, args: Namespace) -> int:
 
 
 async def _inspect(context: Context, args: Namespace) -> int:
-    found: list[Lan] = []
-
-    def done(_: Target, lan: Lan) -> None:
-        found.append(lan)
-
-    chosen = await select.targets(args, _listing(context))
-    code = await select.each(chosen, lambda target: context.client.get_lan(target.ref), done)
-    if found or len(chosen) != 1:
-        output.show(context.given_output or "json", found, lambda: _table(found), single=select.is_single(args))
-    return code
+    return await selected.inspect(context, args, _listing(context), context.client.get_lan, _table)
 
 
 def _rm_options(parser: Parser) -> None:
@@ -116,18 +106,7 @@ def _rm_options(parser: Parser) -> None:
 
 
 async def _rm(context: Context, args: Namespace) -> int:
-    removed: list[str] = []
-
-    def done(target: Target, _: None) -> None:
-        removed.append(target.shown)
-        if context.output in {"table", "name"}:
-            output.lines([target.shown])
-
-    chosen = await select.targets(args, _listing(context), none_is_fine=args.force)
-    code = await select.each(chosen, lambda target: context.client.delete_lan(target.ref), done)
-    if context.output in {"json", "yaml"}:
-        output.write(output.encode(context.output, [{"name": name} for name in removed]))
-    return code
+    return await selected.act(context, args, _listing(context), context.client.delete_lan, none_is_fine=args.force)
 
 
 def _member_options(parser: Parser) -> None:

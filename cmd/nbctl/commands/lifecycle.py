@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from nbctl import boot, output, select, values
-from nbctl.commands import Command
+from nbctl.commands import Command, selected
 from nbctl.failure import Usage
 from nbctl.select import Target
 
@@ -21,25 +21,8 @@ if TYPE_CHECKING:
     from nestbed.v1.container_pb2 import Container, ExitStatus
 
 
-async def _each(context: Context, args: Namespace, act: Callable[[str], Awaitable[Container | None]], *, none_is_fine: bool = False) -> int:
-    """Act on all that are selected. Prints the name of each that succeeded, or at the end what the node answered."""
-
-    async def listing(labels: Any) -> list[Container]:
-        return await context.client.list_containers(labels=labels)
-
-    answers: list[dict[str, Any]] = []
-
-    def done(target: Target, answer: Container | None) -> None:
-        if context.output in {"table", "name"}:
-            output.lines([target.shown])
-        else:
-            answers.append({"name": target.shown} if answer is None else output.plain(answer))
-
-    chosen = await select.targets(args, listing, none_is_fine=none_is_fine)
-    code = await select.each(chosen, lambda target: act(target.ref), done)
-    if context.output in {"json", "yaml"}:
-        output.write(output.encode(context.output, answers))
-    return code
+async def _each(context: Context, args: Namespace, do: Callable[[str], Awaitable[Container | None]], *, none_is_fine: bool = False) -> int:
+    return await selected.act(context, args, selected.containers(context), do, none_is_fine=none_is_fine)
 
 
 def _start_options(parser: Parser) -> None:
@@ -106,9 +89,6 @@ async def _wait(context: Context, args: Namespace) -> int:
 
         return await experiment.wait_ready(context, args)
 
-    async def listing(labels: Any) -> list[Container]:
-        return await context.client.list_containers(labels=labels)
-
     answers: list[dict[str, Any]] = []
 
     def done(target: Target, status: ExitStatus) -> None:
@@ -117,7 +97,7 @@ async def _wait(context: Context, args: Namespace) -> int:
         else:
             output.lines([target.shown if context.output == "name" else str(status.shell_code)])
 
-    chosen = await select.targets(args, listing)
+    chosen = await select.targets(args, selected.containers(context))
     code = await select.each(chosen, lambda target: context.client.wait_container(target.ref), done)
     if context.output in {"json", "yaml"}:
         output.write(output.encode(context.output, answers))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbctl import output, select, text
-from nbctl.commands import Command
+from nbctl.commands import Command, selected
 from nbctl.commands.node import report_unreachable
 from nbctl.failure import OK
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from nbctl.context import Context
     from nbctl.parser import Parser
-    from nbctl.select import Target
     from nestbed.v1.container_pb2 import Container, ExitStatus, Nic
     from nestbed.v1.node_pb2 import NodeFault
 
@@ -100,24 +99,10 @@ async def _ps(context: Context, args: Namespace) -> int:
 
 
 async def _inspect(context: Context, args: Namespace) -> int:
-    async def listing(labels: Any) -> list[Container]:
-        return await context.client.list_containers(labels=labels)
+    def table(found: list[Container]) -> list[str]:
+        return text.table(HEADINGS, rows(found, now=time.time(), in_full=True), width=output.width())
 
-    found: list[Container] = []
-
-    def done(_: Target, container: Container) -> None:
-        found.append(container)
-
-    chosen = await select.targets(args, listing)
-    code = await select.each(chosen, lambda target: context.client.get_container(target.ref), done)
-    if found or len(chosen) != 1:
-        output.show(
-            context.given_output or "json",
-            found,
-            lambda: text.table(HEADINGS, rows(found, now=time.time(), in_full=True), width=output.width()),
-            single=select.is_single(args),
-        )
-    return code
+    return await selected.inspect(context, args, selected.containers(context), context.client.get_container, table)
 
 
 COMMANDS = {
