@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plot
 import yaml
 
-BIN = Path(sys.executable).parent
-CGROUPS = Path("/sys/fs/cgroup")
+from nestbed.testing.stage import BIN, DemoFailure, daemon, step
+
 HERE = Path(__file__).resolve().parent
 TARGETS = ("process", "qemu", "machine")
 BOTS = [f"bot{number}" for number in range(1, 7)]
@@ -45,10 +44,6 @@ class Spans(NamedTuple):
 
 
 LONG, SHORT = Spans(5, 20, 6), Spans(3, 6, 4)
-
-
-class DemoFailure(Exception):
-    """A step did not do what it should."""
 
 
 class Demo:
@@ -208,50 +203,15 @@ def until(is_so: Callable[[], bool], complaint: str) -> None:
         time.sleep(0.3)
 
 
-def step(text: str) -> None:
-    """Head a step."""
-    print(f"\n== {text}", flush=True)
-
-
 def indented(text: str) -> str:
     """Lines as they are shown below a step."""
     return "\n".join(f"    {line}" for line in text.rstrip().splitlines())
 
 
-@contextmanager
-def daemon(base: Path) -> Iterator[str]:
-    """A nestbedd in a fresh network namespace with directories of its own. What it may do to "the machine" stays in that namespace."""
-    run = base / "run"
-    words = [str(BIN / "nestbedd"), "--name", "demo", "--run-dir", str(run), "--state-dir", str(base / "state"), "--machine-element", "yes"]
-    log = (base / "nestbedd.log").open("w+")
-    process = subprocess.Popen(["unshare", "--net", "--", *words], stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 30
-        while '"ready"' not in Path(log.name).read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DemoFailure(f"nestbedd does not start:\n{Path(log.name).read_text()}")
-            time.sleep(0.05)
-        yield f"unix://{run}/admin.sock"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        log.close()
-        remove_cgroups(run)
-
-
-def remove_cgroups(run: Path) -> None:
-    """Remove the empty cgroups that a node keeps for its next daemon, by its id."""
-    with suppress(FileNotFoundError):
-        own = f"nestbed-{json.loads((run / 'node.json').read_text())['id']}"
-        for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
-            for path, _, _ in os.walk(hierarchy / own, topdown=False):
-                os.rmdir(path)
-
-
 def play(base: Path, target: str, ptopo: Path, picture: Path, spans: Spans) -> None:
     """The demo from beginning to end."""
     step("A node daemon of its own, in a fresh network namespace")
-    with daemon(base) as address, ExitStack() as stack:
+    with daemon(base, "--machine-element", "yes") as address, ExitStack() as stack:
         demo = Demo(address, base, target, spans)
         stack.callback(demo.clean_up)
         demo.up(ptopo)

@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
+from nestbed.testing.stage import BIN, DemoFailure, daemon, step
+
 HERE = Path(__file__).resolve().parent
 LANS = {"left": "10.1.0.0/24", "middle": "10.2.0.0/24", "right": "10.3.0.0/24"}
 ROUTERS = {
@@ -42,10 +41,6 @@ DNS = no
 Ident = no
 PAM = no
 """
-
-
-class DemoFailure(Exception):
-    """A step did not do what it should."""
 
 
 class Demo:
@@ -157,31 +152,6 @@ class Demo:
         if names := self.nbctl("lan", "ls", "-o", "name", show=False).split():
             self.nbctl("lan", "rm", *names)
         print(f"    {self.nbctl('audit').strip()}")
-
-
-def step(text: str) -> None:
-    """Head a step."""
-    print(f"\n== {text}", flush=True)
-
-
-@contextmanager
-def daemon(base: Path) -> Iterator[str]:
-    """A nestbedd in a fresh network namespace with directories of its own."""
-    run = base / "run"
-    words = [str(BIN / "nestbedd"), "--name", "demo", "--run-dir", str(run), "--state-dir", str(base / "state")]
-    log = (base / "nestbedd.log").open("w+")
-    process = subprocess.Popen(["unshare", "--net", "--", *words], stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 30
-        while '"ready"' not in Path(log.name).read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DemoFailure(f"nestbedd does not start:\n{Path(log.name).read_text()}")
-            time.sleep(0.05)
-        yield f"unix://{run}/admin.sock"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        log.close()
 
 
 def main() -> int:
