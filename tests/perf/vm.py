@@ -68,7 +68,7 @@ class Bare:
 
     def __init__(self, base: Path, accelerator: str) -> None:
         machine = Machine("bare", MEMORY_BYTES >> 20, 1, accelerator)
-        boot = {"/vm/vmlinuz": next(STORE.glob("kernel/*/vmlinuz")), "/vm/initrd": max(STORE.glob("initrd/*"), key=os.path.getmtime)}
+        boot = {"/vm/vmlinuz": next(STORE.glob("kernels/*/vmlinuz")), "/vm/initrd": max(STORE.glob("initrd/*"), key=os.path.getmtime)}
         words = [str(boot.get(word, word)) for word in command.qemu(machine)]
         begin = time.perf_counter()
         root = base / "root.sock"
