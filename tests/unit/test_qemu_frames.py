@@ -7,8 +7,9 @@ import stat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestbed.model import ExecSpec
 from nestbed.qemu import frames, initramfs
-from nestbed.qemu.frames import Frame, Parser, Program, Type
+from nestbed.qemu.frames import Frame, Parser, Type
 from nestbed.qemu.initramfs import Entry
 
 FRAMES = st.builds(Frame, st.sampled_from(Type).map(int), st.integers(0, 2**32 - 1), st.binary(max_size=64))
@@ -32,7 +33,7 @@ def test_hello_is_heard_after_anything(rubbish: bytes) -> None:
 
 def test_long_words_travel_in_pieces() -> None:
     long = "x" * (frames.FRAME_BYTES_MAX + 1)
-    told = Parser().feed(frames.run(1, Program((long, ""), (("A", "b"),))))
+    told = Parser().feed(frames.run(1, ExecSpec((long, ""), (("A", "b"),))))
     assert [frame.type for frame in told[:5]] == [Type.ARGUMENT, Type.ARGUMENT, Type.END_OF_WORD, Type.ARGUMENT, Type.END_OF_WORD]
     assert b"".join(frame.payload for frame in told[:2]).decode() == long
     assert told[3].payload == b""

@@ -506,8 +506,7 @@ class ProcessContainer:
 
     async def stats(self) -> Stats:
         """See the contract."""
-        usage = self._parts.cgroups.usage(self.id)
-        return Stats(at=time.time(), nics=await self._nic_stats(), **dataclasses.asdict(usage))
+        return dataclasses.replace(self._parts.cgroups.usage(self.id), nics=await self._nic_stats())
 
     async def _nic_stats(self) -> tuple[NicStats, ...]:
         inside = await self._netlink_if_there()

@@ -24,7 +24,7 @@ from pathlib import Path
 from cgroupspy.controllers import BlkIOController, CpuAcctController, CpuController, MemoryController
 
 from nestbed.errors import Busy, Deadline, HostLacks, InvalidArgument, translated
-from nestbed.model import Resources
+from nestbed.model import Resources, Stats
 from nestbed.process.hierarchies import ID, SHARED, Directory, Tree, write
 
 PERIOD_US = 100_000
@@ -41,21 +41,6 @@ class Membership:
     cgroup2: str
     cgroup2_mount: str
     cgroups: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the kernel counted; None is what it does not tell."""
-
-    cpu_seconds: float | None = None
-    memory_bytes: int | None = None
-    memory_limit_bytes: int | None = None
-    memory_peak_bytes: int | None = None
-    pids: int | None = None
-    pids_limit: int | None = None
-    io_read_bytes: int | None = None
-    io_write_bytes: int | None = None
-    oom_kills: int | None = None
 
 
 class Cgroups:
@@ -240,8 +225,8 @@ class Cgroups:
 
     # ---- counters
 
-    def usage(self, container: str) -> Usage:
-        """What the container used. All None if its cgroups are gone."""
+    def usage(self, container: str) -> Stats:
+        """What the container used, without its NICs. All None if its cgroups are gone."""
         directories = dict(self._directories(container))
         unified = directories.get("unified")
         read, written = self._io(directories)
@@ -249,7 +234,8 @@ class Cgroups:
         if limit is None:
             limit = self.tree.shared_memory_bytes
         used = self._memory(directories, "usage_in_bytes", "memory.current")
-        return Usage(
+        return Stats(
+            at=time.time(),
             cpu_seconds=self._cpu_seconds(directories),
             memory_bytes=self._own_memory(container) if used is None and self.tree.has_v1_memory else used,
             memory_limit_bytes=None if limit is None or limit >= _NO_LIMIT_V1 else limit,

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nestbed.errors import InvalidArgument, NotFound, WrongState, shown
-from nestbed.qemu.frames import Program
+from nestbed.model import ExecSpec
 from nestbed.qemu.guest import Execution
 
-Run = Callable[[Program], Awaitable[Execution]]
+Run = Callable[[ExecSpec], Awaitable[Execution]]
 _ABSENT = 44
 """The exit code of our scripts for a path that is not there."""
 _ARCHIVE = f'test -e "$1" -o -L "$1" || exit {_ABSENT}; cd "$(dirname -- "$1")" && exec tar -cf - -- "$(basename -- "$1")"'
@@ -20,7 +20,7 @@ _NOTE_CHARS = 200
 async def archive(run: Run, path: str) -> AsyncIterator[bytes]:
     """A tar stream of ``path``; see ``FileAccess.archive``."""
     _check(path)
-    execution = await run(Program(("sh", "-c", _ARCHIVE, "sh", path)))
+    execution = await run(ExecSpec(("sh", "-c", _ARCHIVE, "sh", path)))
     return _stream(execution, path)
 
 
@@ -40,7 +40,7 @@ async def _stream(execution: Execution, path: str) -> AsyncIterator[bytes]:
 async def extract(run: Run, path: str, chunks: AsyncIterator[bytes]) -> None:
     """Unpack a tar stream in the directory ``path``; see ``FileAccess.extract``."""
     _check(path)
-    execution = await run(Program(("sh", "-c", _EXTRACT, "sh", path), stdin=True))
+    execution = await run(ExecSpec(("sh", "-c", _EXTRACT, "sh", path), stdin=True))
     said = b""
 
     async def feed() -> None:

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from nestbed.model import ExecSpec
+
 HEADER = struct.Struct("<B3xII")
 FRAME_BYTES_MAX = 16384
 CREDIT_BYTES = 65536
@@ -86,26 +88,12 @@ def pieces(data: bytes) -> Iterator[bytes]:
         yield data[start : start + FRAME_BYTES_MAX]
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What to run in a guest."""
-
-    args: tuple[str, ...]
-    env: tuple[tuple[str, str], ...] = ()
-    cwd: str = ""
-    user: str = ""
-    tty: bool = False
-    stdin: bool = False
-    rows: int = 24
-    columns: int = 80
-
-
-def keep(channel: int, program: Program) -> bytes:
+def keep(channel: int, program: ExecSpec) -> bytes:
     """The frames that start a program which is started again whenever it ends."""
     return b"".join((*_words(Type.ARGUMENT, channel, program.args), frame(Type.KEEP, channel)))
 
 
-def run(channel: int, program: Program) -> bytes:
+def run(channel: int, program: ExecSpec) -> bytes:
     """The frames that start a program."""
     flags = (STREAM_TTY if program.tty else 0) | (STREAM_STDIN if program.stdin else 0)
     return b"".join(

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from nestbed.errors import Deadline, HostLacks, InvalidArgument, NestbedError, NotFound, Unavailable, WrongState, shown
-from nestbed.model import ExitStatus
+from nestbed.model import ExecSpec, ExitStatus
 from nestbed.qemu import frames
-from nestbed.qemu.frames import CREDIT_BYTES, Frame, Parser, Program, Type
+from nestbed.qemu.frames import CREDIT_BYTES, Frame, Parser, Type
 from nestbed.runtime import Output
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Guest:
         self._channels: dict[int, Execution | asyncio.Future[Frame]] = {}
         self._next = 1
 
-    async def run(self, program: Program) -> Execution:
+    async def run(self, program: ExecSpec) -> Execution:
         """Start a program.
 
         Raises:
@@ -208,7 +208,7 @@ class Guest:
 class Execution:
     """A program in a guest; fulfils :class:`nestbed.runtime.Execution`."""
 
-    def __init__(self, channel: int, program: Program, send: Callable[[bytes], None], forget: Callable[[], object]) -> None:
+    def __init__(self, channel: int, program: ExecSpec, send: Callable[[bytes], None], forget: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
         self.started: asyncio.Future[Frame | None] = loop.create_future()
         """Done when it runs, with what was told instead if it does not."""
@@ -331,7 +331,7 @@ def connect(made: socket.socket, directory: Path, name: str) -> None:
         os.close(fd)
 
 
-def refused(number: int, step: str, container_id: str, program: Program | None) -> NestbedError:
+def refused(number: int, step: str, container_id: str, program: ExecSpec | None) -> NestbedError:
     """The error for the caller of what the guest could not do."""
     known = {"step": step, "container": container_id}
     name = shown(program.args[0]) if program is not None else ""

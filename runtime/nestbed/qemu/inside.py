@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nestbed.lanmodel import Nic
-from nestbed.model import Spec
+from nestbed.model import ExecSpec, Spec
 from nestbed.qemu import frames
-from nestbed.qemu.frames import Program
 
 PORT = 7411
 STATE_DIR = "/run/nestbed-state"
@@ -44,7 +43,7 @@ def program(spec: Spec, code: Code, credentials: dict[str, bytes]) -> bytes:
     tls = ("--tls-client-ca", _FILES["ca.pem"], "--tls-cert", _FILES["node.pem"], "--tls-key", _FILES["node.key"])
     files = (frames.write(_CHANNEL, path, credentials[name], 0o600) for name, path in _FILES.items())
     underlay = ("--underlay", spec.underlay.name) if spec.underlay is not None else ()
-    return b"".join((*files, frames.keep(_CHANNEL, Program((*argv, *tls, *underlay)))))
+    return b"".join((*files, frames.keep(_CHANNEL, ExecSpec((*argv, *tls, *underlay)))))
 
 
 def _host(nic: Nic) -> str:

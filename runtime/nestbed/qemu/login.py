@@ -10,9 +10,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from nestbed.model import Spec
+from nestbed.model import ExecSpec, Spec
 from nestbed.qemu import frames
-from nestbed.qemu.frames import FRAME_BYTES_MAX, Program
+from nestbed.qemu.frames import FRAME_BYTES_MAX
 
 SSHD = Path("/usr/sbin/sshd")
 _CONFIG, _KEY, _SHADOW, _SUDOERS = (f"/run/nestbed-{name}" for name in ("sshd.conf", "sshd.key", "shadow", "sudoers"))
@@ -52,7 +52,7 @@ def program(spec: Spec, host_key: bytes, etc: Path = Path("/etc")) -> bytes:
         **({_SUDOERS: (sudoers(etc), 0o440)} if spec.process.mounts else {}),
     }
     told = [frames.write(_CHANNEL, path, content, mode) for path, (content, mode) in files.items() if 0 < len(content) <= _ROOM_BYTES]
-    return b"".join((*told, frames.keep(_PROGRAM_CHANNEL, Program(("/bin/sh", "-c", _SCRIPT)))))
+    return b"".join((*told, frames.keep(_PROGRAM_CHANNEL, ExecSpec(("/bin/sh", "-c", _SCRIPT)))))
 
 
 def _config(address: str) -> bytes:

@@ -27,7 +27,6 @@ from nestbed.model import Boot, Bundle, ExecSpec, ExitStatus, Resources, Restart
 from nestbed.qemu import accounts, command, copying, inside, login, plan, sandbox
 from nestbed.qemu.command import Disk, Machine, NicDevice
 from nestbed.qemu.files import Files
-from nestbed.qemu.frames import Program
 from nestbed.qemu.guest import Execution, Guest, refused
 from nestbed.qemu.inside import Code
 from nestbed.qemu.monitor import Monitor
@@ -354,8 +353,8 @@ class QemuContainer:
             console=self._files.console_tail(),
         )
 
-    def _program(self) -> Program | None:
-        return Program(self._spec.process.args) if self._spec.process.args else None
+    def _program(self) -> ExecSpec | None:
+        return ExecSpec(self._spec.process.args) if self._spec.process.args else None
 
     async def _settled(self) -> None:
         if self._starting is not None:
@@ -430,17 +429,8 @@ class QemuContainer:
         process = self._spec.process
         hostname = self._spec.hostname or self._spec.name
         env = dict((("PATH", plan.PATH), ("HOSTNAME", hostname), *process.env, *spec.env))
-        program = Program(
-            spec.args,
-            tuple(env.items()),
-            spec.cwd or process.cwd,
-            spec.user or process.user,
-            spec.tty,
-            spec.stdin or spec.tty,
-            spec.rows,
-            spec.columns,
-        )
-        return await self._guest.run(program)
+        cwd, user = spec.cwd or process.cwd, spec.user or process.user
+        return await self._guest.run(replace(spec, env=tuple(env.items()), cwd=cwd, user=user, stdin=spec.stdin or spec.tty))
 
     async def console(self) -> Console:
         """See the contract."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from nestbed.errors import InvalidArgument, NotFound, Unsupported, shown
 from nestbed.lanmodel import Nic
-from nestbed.model import Boot, FsMode, Resources, Route, Spec
+from nestbed.model import Boot, ExecSpec, FsMode, Resources, Route, Spec
 from nestbed.qemu import command, frames
 from nestbed.qemu.command import Machine, NicDevice
-from nestbed.qemu.frames import Program, Type
+from nestbed.qemu.frames import Type
 
 UID_FIRST = 0x70000000
 OVERHEAD_BYTES = 384 << 20
@@ -175,7 +175,7 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"", 
     ]
     if process.args:
         env = (("PATH", PATH), ("HOSTNAME", hostname), *process.env)
-        told.append(frames.run(0, Program(process.args, tuple(dict(env).items()), process.cwd, process.user, process.tty, process.stdin)))
+        told.append(frames.run(0, ExecSpec(process.args, tuple(dict(env).items()), process.cwd, process.user, process.tty, process.stdin)))
     else:
         told.append(frames.write(_LAST_CHANNEL, "/run/nestbed-ready", b""))
     return b"".join((*told, beside))
