@@ -66,8 +66,7 @@ def link_store(directory: Path) -> None:
 @pytest.fixture
 def bridge() -> Iterator[Rtnl]:
     with contextlib.closing(Rtnl()) as node:
-        with contextlib.suppress(OSError):
-            node.delete_link(BRIDGE)  # of a run that was killed
+        node.delete_link(BRIDGE)  # of a run that was killed
         node.add_bridge(BRIDGE, mtu=1500)
         node.bring_up(BRIDGE, alias="nestbed:test:lan0")
         yield node

@@ -7,7 +7,6 @@ forwarded, no IPv6, no address.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator
 
 from nestbed.errors import AlreadyExists, NestbedError, translated
@@ -80,11 +79,7 @@ class Bridges:
     def remove(self, name: str) -> None:
         """Remove the bridge. Idempotent."""
         with translated(f"removing the bridge {name}", link=name):
-            try:
-                self._rtnl.delete_link(name)
-            except OSError as error:
-                if error.errno != errno.ENODEV:
-                    raise
+            self._rtnl.delete_link(name)
 
     def ours(self) -> Iterator[tuple[str, str]]:
         """Name and LAN id of every bridge that is marked as this node's, without the control network and the underlay of nodes inside."""

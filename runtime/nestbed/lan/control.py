@@ -13,7 +13,6 @@ did, and needs no address for a subnet that one of the NIC's addresses covers.
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import logging
 from collections.abc import Collection, Sequence
@@ -207,14 +206,7 @@ class ControlBridge:
                 return
             for name in (_UNFINISHED, BRIDGE):
                 if name == _UNFINISHED or self._bridge() is not None:
-                    self._delete(name)
-
-    def _delete(self, name: str) -> None:
-        try:
-            self._rtnl.delete_link(name)
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+                    self._rtnl.delete_link(name)
 
     def _own_addresses(self) -> list[Entry]:
         if self._bridge() is None:

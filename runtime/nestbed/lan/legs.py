@@ -214,7 +214,7 @@ class Legs:
 
     def _try_netem(self) -> bool:
         name = self.scratch
-        self.remove_device(name)
+        self._rtnl.delete_link(name)
         self._rtnl.batch([rtnl.bridge(name, mtu=1500)])
         try:
             self._rtnl.batch([shaping.netem(self._rtnl.link_index(name), Impairment(delay_us=1), limited=False)])
@@ -225,7 +225,7 @@ class Legs:
         else:
             return True
         finally:
-            self.remove_device(name)
+            self._rtnl.delete_link(name)
 
     def _find(self, port: Port, side: Side) -> _Leg:
         """The leg that an earlier daemon left, if it is whole; what is not is removed."""
@@ -254,7 +254,7 @@ class Legs:
             return 0
         if link.up and link.alias == self._mark + port:
             return link.index
-        self.remove_device(name)
+        self._rtnl.delete_link(name)
         return 0
 
     def _converge(self, leg: _Leg, wanted: Impairment) -> None:
@@ -325,11 +325,3 @@ class Legs:
         except OSError:
             return False
         return True
-
-    def remove_device(self, name: str) -> None:
-        """Delete a device. Idempotent."""
-        try:
-            self._rtnl.delete_link(name)
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise

@@ -119,11 +119,7 @@ class Uplinks:
         """Remove devices. Idempotent."""
         for name in names:
             with translated(f"removing {name}", link=name):
-                try:
-                    self._rtnl.delete_link(name)
-                except OSError as error:
-                    if error.errno != errno.ENODEV:
-                        raise
+                self._rtnl.delete_link(name)
 
     def find(self, lan: Lan) -> Uplink:
         """What is there of the LAN's."""

@@ -353,8 +353,12 @@ class Rtnl:
         self.batch([*first, link_owned_up(name, alias)])
 
     def delete_link(self, name: str) -> None:
-        """Delete the device (ENODEV: there is none). The kernel takes about 16 ms for a veth."""
-        self.batch([link_deletion(name)])
+        """Delete the device, if it is there. The kernel takes about 16 ms for a veth."""
+        try:
+            self.batch([link_deletion(name)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
     def link_index(self, name: str) -> int:
         """The index of the device (ENODEV: there is none)."""

@@ -12,7 +12,7 @@ import errno
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno
+from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno, translated
 from nestbed.lanmodel import Nic
 from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl, link_down, link_up
 from nestbed.model import Route
@@ -162,11 +162,8 @@ class Ports:
     def unplug(self, port: str) -> None:
         """Delete the pair, if it is there. The kernel takes about 16 ms."""
         self._gone(port)
-        try:
+        with translated(f"deleting {port}", port=port):
             self._rtnl.delete_link(port)
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise from_errno(error.errno or 0, f"deleting {port}", port=port) from error
 
     def links(self) -> list[Link]:
         """Every device of this namespace."""
