@@ -130,7 +130,6 @@ class KeeperUser:
             "stdin": False,
             "restart": {"mode": "no", "max_retries": 0},
             "log": {"bytes_max": 1 << 20, "files": 2},
-            "scratch_bytes": 0,
         } | changes
         (self.bundles / id / "launch.json").write_text(json.dumps(launch))
         (self.bundles / id / "hosts").write_text("127.0.0.1 localhost\n")

@@ -101,10 +101,6 @@ async def test_hosts_file_is_complete_before_start(bench) -> None:
     assert hosts(bench, created) == ["10.5.0.2\tirc irc-lan0 chat", "10.5.0.3\tlate late-lan0", "10.5.0.1\tweb web-lan0"]
 
 
-class Written(Exception):
-    pass
-
-
 async def test_a_hosts_file_that_is_given_stays_as_it_is(bench) -> None:
     await bench.node.create_lan(LanRequest("lan0", subnet="10.5.0.0/24"))
     given = await bench.run(name="web", hosts="10.5.0.1\tweb\n10.9.0.1\tfar far-away\n", nics=(NicSpec("lan0"),))

@@ -16,8 +16,6 @@ from nestbed.experiment import quantities
 from nestbed.experiment.plan import Plan
 from nestbed.experiment.topology import Element, TopoLan
 
-WHAT = ("vtopo", "ptopo", "both")
-FORMS = ("svg", "png", "dot", "mermaid")
 STACK_MIN = 7
 """Elements of one range from which on they are drawn as a stack."""
 LOOPS_MAX = 1

@@ -20,8 +20,6 @@ from nestbed.linux.rtnl import Rtnl
 OBJECT = Path(__file__).with_name("bpf") / "lan.bpf.o"
 MAPS = ("lans", "groups", "lan_traffic", "places", "members", "refusals", "echoes")
 
-OUTER_BYTES = 42
-"""Ethernet, IPv4 without options, UDP."""
 DATAGRAM_BYTES = 28
 """IPv4 without options and UDP: what the underlay's MTU must have room for besides the frame."""
 LEGS_MAX, PEERS_MAX = 4, 64

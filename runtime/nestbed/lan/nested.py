@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from nestbed.lan.addressing import bridge_name, usable
-from nestbed.lanmodel import Lan, Nic
+from nestbed.lanmodel import Lan
 
 LAN_ID = "underlay"
 """In place of a LAN's id, in the NICs on it and in the bridge's mark."""
@@ -27,11 +27,6 @@ _SUBNETS = ipaddress.ip_network("198.18.0.0/16")
 def lan_of(node_id: str, subnet: str) -> Lan:
     """The underlay of the nodes inside this one, as a LAN."""
     return Lan(id=LAN_ID, name=LAN_ID, bridge=bridge_name(f"{LAN_ID}:{node_id}"), mtu=MTU, subnet=subnet)
-
-
-def is_nested(nic: Nic) -> bool:
-    """Whether it is a NIC on the underlay of nodes inside."""
-    return nic.lan_id == LAN_ID
 
 
 def subnet_below(addresses: Iterable[str]) -> str:

@@ -27,8 +27,6 @@ class Reason(enum.IntEnum):
     """Headers that contradict themselves or the length: not Ethernet, or a source MAC that no station can have."""
     NO_LAN = 6
     """The LAN is not there (any more)."""
-    FRAGMENT = 7
-    """A fragment that could not be put together."""
     OVERSIZE = 8
     """The datagram does not fit the underlay, and there is no slow path."""
     NO_MEMORY = 9

@@ -22,7 +22,7 @@ from typing import Any
 from nestbed.linux.libc import LIBC, encoded, failed
 from nestbed.linux.mount import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
-BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
+BPF_ANY = 0
 BPF_FS_MAGIC = 0xCAFE4A11
 
 _PER_CPU = frozenset({5, 6, 10, 21})
@@ -90,15 +90,6 @@ def _libbpf() -> Any:
         getattr(library, name).restype = result
     library.libbpf_set_print(_listener)
     return library
-
-
-def is_installed() -> bool:
-    """Whether libbpf is there."""
-    try:
-        _libbpf()
-    except OSError:
-        return False
-    return True
 
 
 class Object:

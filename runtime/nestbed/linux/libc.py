@@ -16,7 +16,6 @@ _syscall.restype = ctypes.c_long
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_SYMLINK_NOFOLLOW = 0x100
 
 
 def failed(name: str, path: str | bytes | None = None) -> OSError:

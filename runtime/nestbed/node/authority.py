@@ -23,8 +23,6 @@ from nestbed.runtime import NODE_CREDENTIALS
 if TYPE_CHECKING:
     from nestbed.node.certificates import Pair
 
-ROLES = ("admin", "operator", "viewer")
-
 
 def server_name(container_id: str) -> str:
     """The name in the certificate of the node inside the machine of this id."""
@@ -45,7 +43,7 @@ class Authority:
         return self._ca().cert
 
     def caller(self, role: str) -> Pair:
-        """By what this node calls nodes inside as one of ROLES."""
+        """By what this node calls nodes inside in a role: admin, operator or viewer."""
         from nestbed.node import certificates  # noqa: PLC0415 - slow to import, and most nodes never need it
 
         return self._kept(role, lambda: certificates.caller(self._ca(), self._name, role))

@@ -70,11 +70,6 @@ def read_status(bundle: Bundle) -> dict[str, Any] | None:
         raise _corrupt(bundle, f"status.json: {error}") from error
 
 
-def forget_status(bundle: Bundle) -> None:
-    """Remove what the keeper wrote about an earlier life. Idempotent."""
-    (bundle.path / "status.json").unlink(missing_ok=True)
-
-
 def holds_anything(bundle: Bundle) -> bool:
     """Whether anything of the runtime is in the bundle; nothing is made before ``launch.json`` names it."""
     try:

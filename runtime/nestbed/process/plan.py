@@ -74,7 +74,6 @@ def launch(spec: Spec, facts: Facts) -> Launch:
         columns=80,
         restart=restart(spec.restart),
         log={"bytes_max": LOG_BYTES_MAX, "files": LOG_FILES},
-        scratch_bytes=0,
         machine=process.machine,
         kvm=bool(facts.own),
     )

@@ -170,8 +170,6 @@ class Launch(TypedDict, total=False):
     """Whether its network namespace is the node's own."""
     kvm: bool
     """Whether /dev/kvm is there, if the node has it."""
-    scratch_bytes: int
-    """Size limit of the tmpfs behind /run, /dev/shm and thrown-away changes; 0 is the kernel's default."""
 
 
 def last_status(text: bytes) -> dict[str, Any] | None:

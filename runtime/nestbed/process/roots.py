@@ -57,8 +57,7 @@ def write_root(program: Program, launch: Launch, covers: Covers, spare_fd: int) 
     ``spare_fd`` is a descriptor of the keeper's that the new process may replace by another.
     """
     memory, mode = program.memory, launch["root"]["mode"]
-    size = launch.get("scratch_bytes", 0)
-    program.add(memory.piece(("scratch", size), lambda steps: _scratch(steps, size)))
+    program.add(memory.piece("scratch", _scratch))
     mounts = launch["mounts"]
     sources = [Register(FREE + number) for number in range(len(mounts))]
     _open_sources(program, launch, sources)
@@ -93,10 +92,9 @@ def _base(launch: Launch, *, own: bool) -> str:
     return f"{BUNDLES}/{launch['id']}" if own else TEMPLATE
 
 
-def _scratch(steps: Steps, size: int) -> None:
+def _scratch(steps: Steps) -> None:
     steps.about = "run"
-    options = (("mode", "0755"), *((("size", str(size)),) if size else ()))
-    new_file_system(steps, "tmpfs", options, mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV, to=TREE)
+    new_file_system(steps, "tmpfs", (("mode", "0755"),), mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV, to=TREE)
     attach(steps, TREE, AT_FDCWD, SCRATCH)
     steps.call("umask", 0)
     for name, permissions in (("run", 0o755), ("run/lock", 0o1777), ("shm", 0o1777)):

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from nestbed.lanmodel import LanStats, Traffic
 from nestbed.model import ContainerView, NodeInfo, State, Stats
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class _Metric:
     """A metric with its samples."""
