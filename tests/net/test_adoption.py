@@ -17,7 +17,8 @@ import pytest
 
 from nestbed.errors import HostLacks, InvalidArgument, NestbedError, NotFound, WrongState
 from nestbed.lan.adoption import Adoption
-from nestbed.linux.rtnl import Rtnl, bridge, link_up
+from nestbed.linux.devices import bridge, link_up
+from nestbed.linux.rtnl import Rtnl
 from nestbed.testing.machine import Machine
 
 NIC, BRIDGE = "eth0", "br0"

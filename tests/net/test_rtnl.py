@@ -12,21 +12,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from nestbed.linux import rtnl
+from nestbed.linux import devices, rtnl
+from nestbed.linux.rtnews import LinkDeletions
 
 pytestmark = pytest.mark.net
 
 CLONE_NEWNET = 0x40000000
 
 
-def new_netns() -> tuple[int, socket.socket, rtnl.LinkDeletions]:
+def new_netns() -> tuple[int, socket.socket, LinkDeletions]:
     """A new namespace made by a thread that then ends: its descriptor, and two sockets inside it."""
-    made: list[tuple[int, socket.socket, rtnl.LinkDeletions]] = []
+    made: list[tuple[int, socket.socket, LinkDeletions]] = []
 
     def make() -> None:
         assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        made.append((os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), sock, rtnl.LinkDeletions()))
+        made.append((os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), sock, LinkDeletions()))
 
     thread = threading.Thread(target=make)
     thread.start()
@@ -35,7 +36,7 @@ def new_netns() -> tuple[int, socket.socket, rtnl.LinkDeletions]:
 
 
 @pytest.fixture
-def node() -> Iterator[tuple[rtnl.Rtnl, rtnl.LinkDeletions]]:
+def node() -> Iterator[tuple[rtnl.Rtnl, LinkDeletions]]:
     fd, sock, deletions = new_netns()
     node = rtnl.Rtnl(sock)
     yield node, deletions
@@ -58,7 +59,7 @@ def test_container_is_joined_to_a_bridge_and_goes_away(node, inside) -> None:
     outer, deletions = node
     inner, netns = inside
     outer.add_bridge("nbbtest", mtu=1400)
-    outer.batch([rtnl.link_owned_up("nbbtest", "nestbed:lan")])
+    outer.batch([devices.link_owned_up("nbbtest", "nestbed:lan")])
     index = outer.link_index("nbbtest")
     outer.add_veth(
         "nbptest0",
@@ -68,7 +69,7 @@ def test_container_is_joined_to_a_bridge_and_goes_away(node, inside) -> None:
         peer_mac="02:00:00:00:00:07",
         peer_netns_fd=netns,
     )
-    outer.batch([rtnl.link_owned_up("nbptest0", "nestbed:container")])
+    outer.batch([devices.link_owned_up("nbptest0", "nestbed:container")])
     inner.configure("eth0", addresses=["10.5.0.7/24", "fd00::7/64"], routes=[("10.9.0.0/16", "10.5.0.1"), ("default", "fd00::1")])
 
     links = {link.name: link for link in outer.links()}
@@ -108,11 +109,11 @@ def test_first_refusal_of_a_batch_is_raised_with_the_kernels_words(node) -> None
     outer, _ = node
     outer.add_bridge("nbbtest", mtu=1500)
     with pytest.raises(OSError, match="File exists") as caught:
-        outer.batch([rtnl.bridge("nbbtest", mtu=1500), rtnl.bridge("nbbother", mtu=1500)])
+        outer.batch([devices.bridge("nbbtest", mtu=1500), devices.bridge("nbbother", mtu=1500)])
     assert caught.value.errno == errno.EEXIST
     assert outer.link_index("nbbother")
     with pytest.raises(OSError, match=r"Network is unreachable|gateway") as unreachable:
-        outer.batch([rtnl.route("10.0.0.0/8", "192.0.2.1", outer.link_index("nbbother"))])
+        outer.batch([devices.route("10.0.0.0/8", "192.0.2.1", outer.link_index("nbbother"))])
     assert unreachable.value.errno in (errno.ENETUNREACH, errno.EINVAL, errno.ENETDOWN)
 
 
@@ -120,4 +121,4 @@ def test_many_requests_fit_one_batch(node) -> None:
     outer, _ = node
     outer.add_bridge("nbbtest", mtu=1500)
     index = outer.link_index("nbbtest")
-    outer.batch([rtnl.link_up(index), *(rtnl.address(index, f"10.5.{n // 200}.{n % 200 + 1}/16") for n in range(400))])
+    outer.batch([devices.link_up(index), *(devices.address(index, f"10.5.{n // 200}.{n % 200 + 1}/16") for n in range(400))])

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from nestbed.errors import CorruptState, HostLacks, InvalidArgument, NotFound, WrongState, from_errno, translated
-from nestbed.linux import ifreq, inventory, rtnl
+from nestbed.linux import devices, ifreq, inventory
 from nestbed.linux.inventory import FOREVER, Device, Entry, Kind
-from nestbed.linux.rtnl import Request, Rtnl
+from nestbed.linux.rtnl import Link, Rtnl
 from nestbed.log import fields
 
 _ADOPTING, _ADOPTED, _RELEASING = "adopting", "adopted", "releasing"
@@ -138,7 +138,7 @@ class Adoption:
 
     # ---- the steps
 
-    def _begun(self, nic: rtnl.Link, bridge: str) -> Record:
+    def _begun(self, nic: Link, bridge: str) -> Record:
         """The record, written: nothing is changed yet."""
         device = Device(nic.index, nic.name)
         with translated(f"looking at the NIC {nic.name}", nic=nic.name):
@@ -167,8 +167,8 @@ class Adoption:
         with translated(f"looking at the NIC {nic.name}", nic=nic.name):
             now, there = self._rtnl.link(nic.name), self._rtnl.link(bridge.name)
         if there.mac != record.mac:  # to set it, even to what it is, makes the kernel forget all neighbours
-            self._do("mac", [rtnl.link_mac(bridge.index, record.mac)])
-        self._do("mtu", [rtnl.link_mtu(bridge.index, now.mtu)])
+            self._do("mac", [devices.link_mac(bridge.index, record.mac)])
+        self._do("mtu", [devices.link_mtu(bridge.index, now.mtu)])
         if record.phase == _ADOPTING:
             _copy_sysctls(nic.name, bridge.name)
             _write(bridge.name, "disable_ipv6", record.disable_ipv6)
@@ -200,7 +200,7 @@ class Adoption:
 
     def _join(self, record: Record, master: int) -> None:
         """Have the NIC be a port of that bridge, or, with 0, of none."""
-        self._do("port", [rtnl.link_master(record.nic.index, master)])
+        self._do("port", [devices.link_master(record.nic.index, master)])
 
     def _give(self, record: Record, entries: Iterable[Entry], *, is_tolerant: bool = False) -> None:
         """Have the entries be there, in this order."""
@@ -214,7 +214,7 @@ class Adoption:
         for entry in (*_routes_and_neighbours(entries), *reversed(_in_order(entries))):
             self._do(f"no {entry.kind} {entry.name}", [inventory.deletion(entry)], _GONE)
 
-    def _do(self, step: str, requests: Sequence[Request], harmless: Collection[int | None] = (), *, is_tolerant: bool = False) -> None:
+    def _do(self, step: str, requests: Sequence[bytes], harmless: Collection[int | None] = (), *, is_tolerant: bool = False) -> None:
         try:
             for request in requests:
                 self._rtnl.batch([request])
@@ -244,7 +244,7 @@ class Adoption:
         return record
 
 
-def check(rtnl: Rtnl, name: str) -> rtnl.Link:
+def check(rtnl: Rtnl, name: str) -> Link:
     """The NIC, which can be adopted.
 
     Raises:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from nestbed.errors import AlreadyExists, NestbedError, translated
 from nestbed.lan import control, nested
 from nestbed.lanmodel import Lan
-from nestbed.linux import rtnl
+from nestbed.linux import devices
+from nestbed.linux.rtnl import Link, Rtnl
 
 
 class Bridges:
@@ -23,7 +24,7 @@ class Bridges:
 
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
-        self._rtnl = rtnl.Rtnl()
+        self._rtnl = Rtnl()
 
     def close(self) -> None:
         """Let go of the socket; the bridges stay. Idempotent."""
@@ -70,7 +71,7 @@ class Bridges:
         self.ensure(lan)
         with translated("giving the underlay of nodes inside its address", link=lan.bridge):
             control.keep_apart(lan.bridge)
-            self._rtnl.batch([rtnl.address(self._rtnl.link_index(lan.bridge), nested.own_address(lan))])
+            self._rtnl.batch([devices.address(self._rtnl.link_index(lan.bridge), nested.own_address(lan))])
 
     def nested(self) -> list[str]:
         """The bridges that are the underlay of this node's nodes inside: one or none."""
@@ -90,12 +91,12 @@ class Bridges:
             if link.kind == "bridge" and link.alias.startswith(mark) and link.alias not in others
         )
 
-    def _links(self) -> list[rtnl.Link]:
+    def _links(self) -> list[Link]:
         with translated("listing the interfaces of the node"):
             return self._rtnl.links()
 
     def _finish(self, lan: Lan) -> None:
-        silent = rtnl.link_noarp(self._rtnl.link_index(lan.bridge))
+        silent = devices.link_noarp(self._rtnl.link_index(lan.bridge))
         self._rtnl.bring_up(lan.bridge, alias=self.alias(lan.id), first=[silent])
 
 

@@ -22,8 +22,9 @@ from nestbed.errors import AlreadyExists, ResourceExhausted, translated
 from nestbed.lan.addressing import MTU_DEFAULT, Network, bridge_name, derived_mac, usable
 from nestbed.lan.adoption import Adoption, check_if_new
 from nestbed.lanmodel import Lan, Nic
-from nestbed.linux import inventory, rtnl
+from nestbed.linux import devices, inventory
 from nestbed.linux.inventory import Entry, Kind
+from nestbed.linux.rtnl import Link, Rtnl
 from nestbed.log import fields
 from nestbed.model import Ability
 from nestbed.runtime import Leftover
@@ -77,7 +78,7 @@ class ControlBridge:
         self._alias = f"nestbed:{node_id}:{LAN_ID}"
         self._mac = derived_mac(f"{BRIDGE}/{node_id}", "")
         """Its own: else it would be that of one of its ports, and change with them."""
-        self._rtnl = rtnl.Rtnl()
+        self._rtnl = Rtnl()
         self._nic = nic
         self._adoption = Adoption(run_dir / RECORD, self._rtnl)
         self._members: dict[str, Nic] = {}
@@ -110,7 +111,7 @@ class ControlBridge:
         with translated("making the control network the node's own", link=BRIDGE):
             if self._bridge() is not None:
                 index = self._rtnl.link_index(BRIDGE)
-                self._rtnl.batch([rtnl.link_mac(index, self._mac), rtnl.link_mtu(index, MTU_DEFAULT)])
+                self._rtnl.batch([devices.link_mac(index, self._mac), devices.link_mtu(index, MTU_DEFAULT)])
                 keep_apart(BRIDGE)
 
     def remove_if_unused(self) -> None:
@@ -177,7 +178,7 @@ class ControlBridge:
                 own = inventory.ipv4_address(self._rtnl.link_index(BRIDGE), own_address(lan), LABEL)
                 self._rtnl.batch(inventory.creation(own))
 
-    def _bridge(self) -> rtnl.Link | None:
+    def _bridge(self) -> Link | None:
         """The bridge, if it is there and this node's."""
         return next((link for link in self._rtnl.links() if link.name == BRIDGE and link.alias == self._alias), None)
 
@@ -191,12 +192,12 @@ class ControlBridge:
             self._rtnl.add_bridge(_UNFINISHED, mtu=MTU_DEFAULT)
             index = self._rtnl.link_index(_UNFINISHED)
             self._rtnl.batch(
-                [rtnl.link_mac(index, self._mac), rtnl.link_mtu(index, MTU_DEFAULT), rtnl.link_owned(_UNFINISHED, self._alias)]
+                [devices.link_mac(index, self._mac), devices.link_mtu(index, MTU_DEFAULT), devices.link_owned(_UNFINISHED, self._alias)]
             )
-            self._rtnl.batch([rtnl.link_name(index, BRIDGE)])
+            self._rtnl.batch([devices.link_name(index, BRIDGE)])
         if not self._nic:
             keep_apart(BRIDGE)
-        self._rtnl.batch([rtnl.link_up(self._rtnl.link_index(BRIDGE))])
+        self._rtnl.batch([devices.link_up(self._rtnl.link_index(BRIDGE))])
 
     def remove(self) -> None:
         """Remove the bridge, if it is this node's; one with the node's NIC in it loses the network's own address. Idempotent."""

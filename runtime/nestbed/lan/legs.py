@@ -27,7 +27,8 @@ from nestbed.lan.programs import PortPrograms, Side, Stage
 from nestbed.lan.relay.wanted import DelayLeg
 from nestbed.lan.shaping import Plan
 from nestbed.lanmodel import Impairment
-from nestbed.linux import ethtool, qdisc, rtnl, tun
+from nestbed.linux import devices, ethtool, qdisc, tun
+from nestbed.linux.rtnl import Rtnl
 
 PORT_PREFIX = "nbp"
 PREFIXES = ("nba", "nbc", "nbd")
@@ -79,7 +80,7 @@ class _Leg:
 class Legs:
     """The legs of one node, in the network namespace of this process. Methods raise OSError with the kernel's errno."""
 
-    def __init__(self, mark: str, programs: PortPrograms, links: rtnl.Rtnl) -> None:
+    def __init__(self, mark: str, programs: PortPrograms, links: Rtnl) -> None:
         """``mark``, with the name of the port behind it, is the alias of every device; ``links`` stays the caller's."""
         self._mark = mark
         self.scratch = f"{SCRATCH_PREFIX}{hashlib.sha256(mark.encode()).hexdigest()[:10]}"
@@ -184,7 +185,7 @@ class Legs:
     def remove_devices(self, doomed: Sequence[str]) -> None:
         """Delete devices, all in the time that one takes (some 16 ms). Idempotent."""
         there = [name for name in doomed if self._exists(name)]
-        requests = [*(rtnl.link_group(name, _DOOM) for name in there), rtnl.group_deletion(_DOOM)]
+        requests = [*(devices.link_group(name, _DOOM) for name in there), devices.group_deletion(_DOOM)]
         try:
             self._rtnl.batch(requests if there else [])
         except OSError as error:
@@ -215,7 +216,7 @@ class Legs:
     def _try_netem(self) -> bool:
         name = self.scratch
         self._rtnl.delete_link(name)
-        self._rtnl.batch([rtnl.bridge(name, mtu=1500)])
+        self._rtnl.batch([devices.bridge(name, mtu=1500)])
         try:
             self._rtnl.batch([shaping.netem(self._rtnl.link_index(name), Impairment(delay_us=1), limited=False)])
         except OSError as error:
@@ -295,7 +296,7 @@ class Legs:
 
     def _make_pair(self, leg: _Leg) -> None:
         a, b, _ = names(leg.port.name, leg.side)
-        self._rtnl.batch([rtnl.veth_pair(a, b, mtu=leg.port.mtu)])
+        self._rtnl.batch([devices.veth_pair(a, b, mtu=leg.port.mtu)])
         ethtool.switch(a, ethtool.ETHTOOL_STXCSUM, on=False)
         leg.a, leg.b = self._rtnl.link_index(a), self._rtnl.link_index(b)
         alias = self._mark + leg.port.name

@@ -32,7 +32,7 @@ from nestbed.lanmodel import (
     RelayMode,
     Underlay,
 )
-from nestbed.linux import rtnl
+from nestbed.linux import devices
 from nestbed.log import fields
 from nestbed.model import Ability
 from nestbed.runtime import Leftover, PlaneListener, PortHook
@@ -370,7 +370,7 @@ class Plane:
     def _on_control(self, nic: Nic, index: int) -> Sequence[bytes]:
         known = self._control.member(nic)
         guarded = () if self._members is None or known is None else self._members.guarded(known, index)
-        return [rtnl.port_isolation(index), *guarded]
+        return [devices.port_isolation(index), *guarded]
 
     def port_gone(self, port: str) -> None:
         if self._members is not None:

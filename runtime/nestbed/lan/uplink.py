@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from nestbed.errors import AlreadyExists, translated
 from nestbed.lan.addressing import MTU_MAX, derived_mac
 from nestbed.lanmodel import Lan
-from nestbed.linux import ethtool, rtnl, tc, tun
+from nestbed.linux import devices, ethtool, tc, tun
+from nestbed.linux.rtnl import Rtnl
 
 PREFIXES = ("nbv", "nbu", "nbt")
 """Uplink port, outer end, tap."""
@@ -55,10 +56,10 @@ class Uplinks:
 
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
-        self._rtnl = rtnl.Rtnl()
+        self._rtnl = Rtnl()
 
     @property
-    def rtnl(self) -> rtnl.Rtnl:
+    def rtnl(self) -> Rtnl:
         """The socket, for requests about what is made here."""
         return self._rtnl
 
@@ -155,7 +156,7 @@ class Uplinks:
                 os.close(fd)
         index = self._rtnl.link_index(tap)
         master = self._rtnl.link_index(lan.bridge) if is_port else 0
-        self._rtnl.batch([rtnl.link_mtu(index, lan.mtu), rtnl.link_master(index, master)])
+        self._rtnl.batch([devices.link_mtu(index, lan.mtu), devices.link_master(index, master)])
         self._make_clsact(tap)
         self._rtnl.bring_up(tap, alias=self._alias(lan))
 

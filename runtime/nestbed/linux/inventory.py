@@ -13,16 +13,27 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from nestbed.linux.rtnl import Request, Rtnl
+from nestbed.linux.netlink import (
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELADDR,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETADDR,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    attribute,
+    attribute_list,
+    request,
+)
+from nestbed.linux.rtnl import Rtnl
 
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 FOREVER = 0xFFFFFFFF
 
-_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
-_NLM_F_REPLACE, _NLM_F_CREATE, _NLM_F_APPEND = 0x100, 0x400, 0x800
-_NLMSGHDR = struct.Struct("=IHHII")
 _IFADDRMSG = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
@@ -53,7 +64,7 @@ class Kind(enum.StrEnum):
     NEIGHBOUR = "neighbour"
 
 
-_TYPES = {Kind.ADDRESS: (_NEWADDR, _DELADDR), Kind.ROUTE: (_NEWROUTE, _DELROUTE), Kind.NEIGHBOUR: (RTM_NEWNEIGH, RTM_DELNEIGH)}
+_TYPES = {Kind.ADDRESS: (RTM_NEWADDR, RTM_DELADDR), Kind.ROUTE: (RTM_NEWROUTE, RTM_DELROUTE), Kind.NEIGHBOUR: (RTM_NEWNEIGH, RTM_DELNEIGH)}
 _HEADERS = {Kind.ADDRESS: _IFADDRMSG, Kind.ROUTE: _RTMSG, Kind.NEIGHBOUR: _NDMSG}
 
 
@@ -140,7 +151,7 @@ class Entry:
 
 def addresses(rtnl: Rtnl, index: int = 0) -> list[Entry]:
     """The addresses of a device, or of all, in the kernel's order: those of IPv4 first, a primary one before its secondaries."""
-    found = [_entry(Kind.ADDRESS, payload) for payload in rtnl.dump(_GETADDR, _NEWADDR, bytes(_IFADDRMSG.size))]
+    found = [_entry(Kind.ADDRESS, payload) for payload in rtnl.dump(RTM_GETADDR, RTM_NEWADDR, bytes(_IFADDRMSG.size))]
     found = [entry for entry in found if entry.family in (_AF_INET, _AF_INET6)]
     return [entry for entry in found if index in (0, _IFADDRMSG.unpack(entry.header)[4])]
 
@@ -149,7 +160,7 @@ def routes(rtnl: Rtnl, index: int = 0) -> list[Entry]:
     """The routes of all tables through a device, or of all, but for those that come and go with an address of themselves."""
     found = []
     for family in (_AF_INET, _AF_INET6):
-        for payload in rtnl.dump(_GETROUTE, _NEWROUTE, struct.pack("=B11x", family)):
+        for payload in rtnl.dump(RTM_GETROUTE, RTM_NEWROUTE, struct.pack("=B11x", family)):
             entry = _entry(Kind.ROUTE, payload)
             _, _, _, _, table, protocol, _, kind, flags = _RTMSG.unpack(entry.header)
             is_made_by_itself = protocol == _RTPROT_KERNEL and (kind != _RTN_UNICAST or table == _RT_TABLE_LOCAL)
@@ -175,17 +186,7 @@ def neighbours(rtnl: Rtnl, index: int, *, learned: bool = False) -> list[Entry]:
 
 def _entry(kind: Kind, payload: memoryview) -> Entry:
     size = _HEADERS[kind].size
-    return Entry(kind, bytes(payload[:size]), tuple(_attributes(bytes(payload[size:]))))
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, number = struct.unpack_from("=HH", data, offset)
-        if not 4 <= length <= len(data) - offset:
-            return
-        yield number & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
+    return Entry(kind, bytes(payload[:size]), tuple((number, bytes(data)) for number, data in attribute_list(payload[size:])))
 
 
 def _devices(route: Entry) -> set[int]:
@@ -264,7 +265,7 @@ def _redirected(attributes: Sequence[tuple[int, bytes]], source: int, target: in
             yield number, data
 
 
-def creation(entry: Entry, *, elapsed_seconds: float = 0.0) -> list[Request]:
+def creation(entry: Entry, *, elapsed_seconds: float = 0.0) -> list[bytes]:
     """Requests that make the entry (EEXIST: there is one); none if its time is over. ``elapsed_seconds``: since it was dumped.
 
     An IPv6 address is usable at once: nobody else is asked whether he has it. A route comes after those to the same place.
@@ -275,7 +276,7 @@ def creation(entry: Entry, *, elapsed_seconds: float = 0.0) -> list[Request]:
     if entry.kind is Kind.NEIGHBOUR:
         family, index, state, flags, kind = _NDMSG.unpack(entry.header)
         kept = [(number, data) for number, data in entry.attributes if number in (1, 2)]  # NDA_DST, NDA_LLADDR
-        return [_message(new, _NLM_F_CREATE | _NLM_F_REPLACE, _NDMSG.pack(family, index, state, flags & _NTF_KEPT, kind), kept)]
+        return [_message(new, NLM_F_CREATE | NLM_F_REPLACE, _NDMSG.pack(family, index, state, flags & _NTF_KEPT, kind), kept)]
     attributes = [(number, data) for number, data in entry.attributes if number not in (_RTA_CACHEINFO, _RTA_EXPIRES)]
     left = _route_seconds(entry)
     if left is not None:
@@ -284,10 +285,10 @@ def creation(entry: Entry, *, elapsed_seconds: float = 0.0) -> list[Request]:
         attributes.append((_RTA_EXPIRES, struct.pack("=I", int(left - elapsed_seconds))))
     family, length, source, tos, table, protocol, scope, kind, flags = _RTMSG.unpack(entry.header)
     header = _RTMSG.pack(family, length, source, tos, table, protocol, scope, kind, flags & _RTNH_F_ONLINK)
-    return [_message(new, _NLM_F_CREATE | _NLM_F_APPEND, header, attributes)]
+    return [_message(new, NLM_F_CREATE | NLM_F_APPEND, header, attributes)]
 
 
-def _address_creation(entry: Entry, elapsed_seconds: float) -> list[Request]:
+def _address_creation(entry: Entry, elapsed_seconds: float) -> list[bytes]:
     family, length, flags, scope, index = _IFADDRMSG.unpack(entry.header)
     data = entry.get(_IFA_FLAGS)
     flags = (int.from_bytes(data, "little") if data else flags) & _IFA_F_KEPT
@@ -303,11 +304,11 @@ def _address_creation(entry: Entry, elapsed_seconds: float) -> list[Request]:
             attributes.append((number, content))
     header = _IFADDRMSG.pack(family, length, flags & 0xFF, scope, index)
 
-    def request(flags: int) -> Request:
-        return _message(_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, header, [*attributes, (_IFA_FLAGS, struct.pack("=I", flags))])
+    def creating(flags: int) -> bytes:
+        return _message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, header, [*attributes, (_IFA_FLAGS, struct.pack("=I", flags))])
 
     # Only a new address is asked about: the second request takes the flag off again.
-    return [request(flags | _IFA_F_NODAD), request(flags)] if family == _AF_INET6 and not flags & _IFA_F_NODAD else [request(flags)]
+    return [creating(flags | _IFA_F_NODAD), creating(flags)] if family == _AF_INET6 and not flags & _IFA_F_NODAD else [creating(flags)]
 
 
 def _route_seconds(entry: Entry) -> float | None:
@@ -317,7 +318,7 @@ def _route_seconds(entry: Entry) -> float | None:
     return ticks / _USER_HZ if ticks > 0 else None
 
 
-def deletion(entry: Entry) -> Request:
+def deletion(entry: Entry) -> bytes:
     """The request that removes the entry (ESRCH, EADDRNOTAVAIL, ENOENT: there is none)."""
     _, gone = _TYPES[entry.kind]
     if entry.kind is Kind.ADDRESS:
@@ -334,5 +335,4 @@ def deletion(entry: Entry) -> Request:
 
 
 def _message(kind: int, flags: int, header: bytes, attributes: Sequence[tuple[int, bytes]]) -> bytes:
-    body = header + b"".join(struct.pack("=HH", 4 + len(data), number) + data + bytes(-len(data) % 4) for number, data in attributes)
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags | _NLM_F_REQUEST | _NLM_F_ACK, 0, 0) + body
+    return request(kind, flags, header + b"".join(attribute(number, data) for number, data in attributes))

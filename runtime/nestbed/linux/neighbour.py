@@ -8,17 +8,23 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from nestbed.linux.rtnl import Rtnl, attributes
+from nestbed.linux.netlink import (
+    NLM_F_CREATE,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    attribute,
+    attributes,
+    number,
+    request,
+)
+from nestbed.linux.rtnl import Rtnl
 
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
-RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
-
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_VALID = 0x80 | 0x40 | 0x10 | 0x08 | 0x04 | 0x02
 _NTF_USE = 0x01
-_NLMSGHDR = struct.Struct("=IHHII")
 _RTMSG = struct.Struct("=8BI")
 _NDMSG = struct.Struct("=B3xiHBB")
 
@@ -34,7 +40,7 @@ class Hop:
 def next_hop(rtnl: Rtnl, address: str) -> Hop | None:
     """The way to an IPv4 address; None if there is no route."""
     destination = ipaddress.IPv4Address(address).packed
-    body = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HH4s", 8, _RTA_DST, destination)
+    body = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, destination)
     try:
         payload = rtnl.ask(RTM_GETROUTE, RTM_NEWROUTE, body)
     except OSError as error:
@@ -45,7 +51,7 @@ def next_hop(rtnl: Rtnl, address: str) -> Hop | None:
     if _RTA_OIF not in attrs:
         return None
     gateway = attrs.get(_RTA_GATEWAY)
-    return Hop(int.from_bytes(attrs[_RTA_OIF], "little"), address if gateway is None else str(ipaddress.IPv4Address(bytes(gateway))))
+    return Hop(number(attrs[_RTA_OIF]), address if gateway is None else str(ipaddress.IPv4Address(bytes(gateway))))
 
 
 def hardware_address(rtnl: Rtnl, hop: Hop) -> str:
@@ -65,8 +71,8 @@ def hardware_address(rtnl: Rtnl, hop: Hop) -> str:
 def use(hop: Hop) -> bytes:
     """The request that has the kernel ask for a neighbour's hardware address, or confirm it, as if a packet were to be sent to it."""
     body = _NDMSG.pack(socket.AF_INET, hop.index, 0, _NTF_USE, 0) + _destination(hop)
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_NEWNEIGH, _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE, 0, 0) + body
+    return request(RTM_NEWNEIGH, NLM_F_CREATE, body)
 
 
 def _destination(hop: Hop) -> bytes:
-    return struct.pack("=HH4s", 8, _NDA_DST, ipaddress.IPv4Address(hop.address).packed)
+    return attribute(_NDA_DST, ipaddress.IPv4Address(hop.address).packed)

@@ -10,13 +10,11 @@ import errno
 import struct
 from dataclasses import dataclass
 
-from nestbed.linux.rtnl import Rtnl, attributes, string
+from nestbed.linux.netlink import NLM_F_CREATE, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWQDISC, attribute, attributes, request, string
+from nestbed.linux.rtnl import Rtnl
 
 ROOT = 0xFFFFFFFF
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
-_NLMSGHDR = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=B3xiIII")
 _TCA_KIND, _TCA_OPTIONS, _TCA_STATS2, _TCA_STATS_QUEUE = 1, 2, 7, 3
 _TCA_TBF_PARMS, _TCA_TBF_RATE64, _TCA_TBF_BURST = 1, 4, 6
@@ -35,9 +33,9 @@ def tbf(index: int, *, parent: int, handle: int, rate_bps: int, burst_bytes: int
     rate_bytes = rate_bps // 8
     rate = _RATESPEC.pack(0, _TC_LINKLAYER_ETHERNET, 0, 0, 0, min(rate_bytes, 0xFFFFFFFF))
     parameters = rate + _RATESPEC.pack(0, 0, 0, 0, 0, 0) + struct.pack("=III", limit, 0, 0)
-    options = _attribute(_TCA_TBF_PARMS, parameters) + _attribute(_TCA_TBF_BURST, struct.pack("=I", burst_bytes))
+    options = attribute(_TCA_TBF_PARMS, parameters) + attribute(_TCA_TBF_BURST, struct.pack("=I", burst_bytes))
     if rate_bytes > 0xFFFFFFFF:
-        options += _attribute(_TCA_TBF_RATE64, struct.pack("=Q", rate_bytes))
+        options += attribute(_TCA_TBF_RATE64, struct.pack("=Q", rate_bytes))
     return _qdisc(index, parent, handle, "tbf", options)
 
 
@@ -55,16 +53,15 @@ def netem(index: int, *, parent: int, handle: int, delay_ns: int, jitter_ns: int
     parameters = struct.pack(
         "=6I", min(delay_ns >> 6, 0xFFFFFFFF), limit_frames, 0, 1 if reorder else 0, 0, min(jitter_ns >> 6, 0xFFFFFFFF)
     )
-    options = parameters + _attribute(_TCA_NETEM_LATENCY64, struct.pack("=q", delay_ns))
-    options += _attribute(_TCA_NETEM_JITTER64, struct.pack("=q", jitter_ns))
-    options += _attribute(_TCA_NETEM_REORDER, struct.pack("=II", reorder, 0))
+    options = parameters + attribute(_TCA_NETEM_LATENCY64, struct.pack("=q", delay_ns))
+    options += attribute(_TCA_NETEM_JITTER64, struct.pack("=q", jitter_ns))
+    options += attribute(_TCA_NETEM_REORDER, struct.pack("=II", reorder, 0))
     return _qdisc(index, parent, handle, "netem", options)
 
 
 def deletion(index: int, *, parent: int = ROOT) -> bytes:
     """Take away what is there, and what waits in it (ENOENT: nothing is). What it was inside of goes on without."""
-    body = _TCMSG.pack(0, index, 0, parent, 0)
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_DELQDISC, _NLM_F_REQUEST | _NLM_F_ACK, 0, 0) + body
+    return request(RTM_DELQDISC, 0, _TCMSG.pack(0, index, 0, parent, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +88,5 @@ def find(rtnl: Rtnl, index: int, *, parent: int = ROOT) -> Found | None:
 
 
 def _qdisc(index: int, parent: int, handle: int, kind: str, options: bytes) -> bytes:
-    body = _TCMSG.pack(0, index, handle << 16, parent, 0) + _attribute(_TCA_KIND, kind.encode() + b"\0") + _attribute(_TCA_OPTIONS, options)
-    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_NEWQDISC, flags, 0, 0) + body
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+    body = _TCMSG.pack(0, index, handle << 16, parent, 0) + attribute(_TCA_KIND, kind.encode() + b"\0") + attribute(_TCA_OPTIONS, options)
+    return request(RTM_NEWQDISC, NLM_F_CREATE, body)

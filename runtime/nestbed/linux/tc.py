@@ -12,19 +12,29 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nestbed.linux.rtnl import Rtnl, attributes, string
+from nestbed.linux.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
+    RTM_GETQDISC,
+    RTM_GETTFILTER,
+    RTM_NEWQDISC,
+    RTM_NEWTFILTER,
+    attribute,
+    attributes,
+    number,
+    request,
+    string,
+)
+from nestbed.linux.rtnl import Rtnl
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
-RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
-
-_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
-_NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x100, 0x200, 0x400
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 6, 7, 8, 11
 _TCA_BPF_FLAG_ACT_DIRECT = 1
 _CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ETH_P_ALL_BE = 0x0300
-_NLMSGHDR = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=B3xiIII")
 
 
@@ -49,31 +59,31 @@ class Filter:
 
 def clsact(index: int) -> bytes:
     """Give the device a clsact qdisc (EEXIST: it has one; EINVAL: an ``ingress`` qdisc is in its place)."""
-    body = _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + _attribute(_TCA_KIND, b"clsact\0")
-    return _message(RTM_NEWQDISC, _NLM_F_CREATE | _NLM_F_EXCL, body)
+    body = _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_TCA_KIND, b"clsact\0")
+    return request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def clsact_deletion(index: int) -> bytes:
     """Take the clsact qdisc away with all its programs (EINVAL, ENOENT: there is none)."""
-    return _message(RTM_DELQDISC, 0, _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0))
+    return request(RTM_DELQDISC, 0, _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0))
 
 
 def program(index: int, direction: Direction, fd: int, *, name: str, priority: int = 1, handle: int = 1) -> bytes:
     """Attach the BPF program ``fd``, in place of the one that has this priority and handle. ``fd`` may be closed afterwards."""
     options = (
-        _attribute(_TCA_BPF_FD, struct.pack("=I", fd))
-        + _attribute(_TCA_BPF_NAME, name.encode() + b"\0")
-        + _attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
+        attribute(_TCA_BPF_FD, struct.pack("=I", fd))
+        + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
+        + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
     )
     body = _TCMSG.pack(0, index, handle, direction, priority << 16 | _ETH_P_ALL_BE)
-    body += _attribute(_TCA_KIND, b"bpf\0") + _attribute(_TCA_OPTIONS, options)
-    return _message(RTM_NEWTFILTER, _NLM_F_CREATE | _NLM_F_REPLACE, body)
+    body += attribute(_TCA_KIND, b"bpf\0") + attribute(_TCA_OPTIONS, options)
+    return request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def program_deletion(index: int, direction: Direction, *, priority: int = 1, handle: int = 1) -> bytes:
     """Detach it (ENOENT, EINVAL: there is none)."""
-    body = _TCMSG.pack(0, index, handle, direction, priority << 16 | _ETH_P_ALL_BE) + _attribute(_TCA_KIND, b"bpf\0")
-    return _message(RTM_DELTFILTER, 0, body)
+    body = _TCMSG.pack(0, index, handle, direction, priority << 16 | _ETH_P_ALL_BE) + attribute(_TCA_KIND, b"bpf\0")
+    return request(RTM_DELTFILTER, 0, body)
 
 
 def has_clsact(rtnl: Rtnl, index: int) -> bool:
@@ -98,16 +108,8 @@ def _filters(rtnl: Rtnl, index: int, direction: Direction) -> Iterator[Filter]:
                 continue
             attrs = attributes(payload[_TCMSG.size :])
             options = attributes(attrs[_TCA_OPTIONS]) if _TCA_OPTIONS in attrs else {}
-            number = int.from_bytes(options.get(_TCA_BPF_ID, b""), "little")
-            yield Filter(direction, info >> 16, handle, string(attrs.get(_TCA_KIND)), string(options.get(_TCA_BPF_NAME)), number)
+            kind, name, loaded = attrs.get(_TCA_KIND), options.get(_TCA_BPF_NAME), options.get(_TCA_BPF_ID)
+            yield Filter(direction, info >> 16, handle, string(kind), string(name), number(loaded))
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
             raise
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags | _NLM_F_REQUEST | _NLM_F_ACK, 0, 0) + body

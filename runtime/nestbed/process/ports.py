@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from nestbed.errors import AlreadyExists, NestbedError, NotFound, ResourceExhausted, from_errno, translated
 from nestbed.lanmodel import Nic
-from nestbed.linux.rtnl import Link, LinkDeletions, Rtnl, link_down, link_up
+from nestbed.linux.devices import link_down, link_up
+from nestbed.linux.rtnews import LinkDeletions
+from nestbed.linux.rtnl import Link, Rtnl
 from nestbed.model import Route
 from nestbed.runtime import PortHook
 
