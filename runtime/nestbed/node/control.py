@@ -8,7 +8,7 @@ from typing import ClassVar
 from nestbed.errors import InvalidArgument
 from nestbed.lan import control
 from nestbed.lan.addressing import Interface, Network, derived_mac, port_name
-from nestbed.lan.plane import LanPlane
+from nestbed.lan.contract import LanPlane
 from nestbed.lanmodel import Lan, LanMember, Nic
 from nestbed.model import ContainerRequest, Kind
 from nestbed.node.ownnet import OwnNetwork

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nestbed import __version__
 from nestbed.errors import NotFound, Unsupported, WrongState
-from nestbed.lan.plane import LanPlane
+from nestbed.lan.contract import LanPlane
 from nestbed.lanmodel import (
     CaptureRequest,
     Direction,

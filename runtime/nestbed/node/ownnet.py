@@ -10,7 +10,7 @@ import logging
 from typing import ClassVar
 
 from nestbed.errors import NestbedError
-from nestbed.lan.plane import LanPlane
+from nestbed.lan.contract import LanPlane
 from nestbed.log import fields
 from nestbed.node.registry import Registry
 from nestbed.node.segment import Segment

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nestbed.errors import Unsupported, WrongState
-from nestbed.lan.plane import LanPlane
+from nestbed.lan.contract import LanPlane
 from nestbed.model import Kind
 from nestbed.node.authority import Authority
 from nestbed.node.events import Events

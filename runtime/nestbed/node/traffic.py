@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from nestbed.lan.plane import CaptureStream
+from nestbed.lan.contract import CaptureStream
 from nestbed.lanmodel import CaptureRequest, LanStats, Nic, PortStats
 from nestbed.model import Stats
 from nestbed.node.nics import only_nic

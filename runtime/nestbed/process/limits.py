@@ -1,4 +1,4 @@
-"""Limits and accounting of containers by cgroups: v1, hybrid and v2 hosts.
+"""Limits of containers by cgroups: v1, hybrid and v2 hosts.
 
 A container's cgroups are ``<hierarchy>/nestbed-<node id>/<container id>`` in every hierarchy that is needed. On a hybrid host the v2
 tree gives clone-into, kill, freeze and the time of the processors, the v1 trees give limits. The values of v1 controllers are read and
@@ -21,17 +21,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgroupspy.controllers import BlkIOController, CpuAcctController, CpuController, MemoryController
+from cgroupspy.controllers import BlkIOController, CpuController, MemoryController
 
 from nestbed.errors import Busy, Deadline, HostLacks, InvalidArgument, translated
 from nestbed.model import Resources, Stats
+from nestbed.process import accounting
 from nestbed.process.hierarchies import ID, SHARED, Directory, Tree, write
 
 PERIOD_US = 100_000
 _QUOTA_MIN_US = 1000
 _CPUS = os.cpu_count() or 1
 _WEIGHT_MIN, _WEIGHT_MAX = 10, 1000
-_NO_LIMIT_V1 = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +145,7 @@ class Cgroups:
 
     def processes(self, container: str) -> list[int]:
         """The processes in the container's cgroups."""
-        for _, path in self._directories(container):
-            try:
-                return [int(line) for line in (path / "cgroup.procs").read_text().split()]
-            except FileNotFoundError:
-                continue
-        return []
+        return accounting.processes(dict(self._directories(container)))
 
     def freeze(self, container: str, seconds: float = 5.0) -> None:
         """Stop everything in the container and wait until it stands still. Blocks: not for the event loop.
@@ -206,8 +201,8 @@ class Cgroups:
         """Whether the container is stopped by :meth:`freeze`."""
         directories = dict(self._directories(container))
         if self.tree.has_freeze:
-            return _read(directories.get("unified"), "cgroup.freeze") == "1"
-        return _read(directories.get("freezer"), "freezer.state") == "FROZEN"
+            return accounting.read(directories.get("unified"), "cgroup.freeze") == "1"
+        return accounting.read(directories.get("freezer"), "freezer.state") == "FROZEN"
 
     def objects(self, container: str) -> list[str]:
         """The container's cgroups that exist, as ``memory/nestbed-../ID``, ``unified/nestbed-../ID``."""
@@ -227,67 +222,7 @@ class Cgroups:
 
     def usage(self, container: str) -> Stats:
         """What the container used, without its NICs. All None if its cgroups are gone."""
-        directories = dict(self._directories(container))
-        unified = directories.get("unified")
-        read, written = self._io(directories)
-        limit = self._memory(directories, "limit_in_bytes", "memory.max")
-        if limit is None:
-            limit = self.tree.shared_memory_bytes
-        used = self._memory(directories, "usage_in_bytes", "memory.current")
-        return Stats(
-            at=time.time(),
-            cpu_seconds=self._cpu_seconds(directories),
-            memory_bytes=self._own_memory(container) if used is None and self.tree.has_v1_memory else used,
-            memory_limit_bytes=None if limit is None or limit >= _NO_LIMIT_V1 else limit,
-            memory_peak_bytes=self._memory(directories, "max_usage_in_bytes", "memory.peak"),
-            pids=_number(_read(directories.get("pids", unified), "pids.current")),
-            pids_limit=_number(_read(directories.get("pids", unified), "pids.max")),
-            io_read_bytes=read,
-            io_write_bytes=written,
-            oom_kills=self._oom_kills(directories),
-        )
-
-    @staticmethod
-    def _cpu_seconds(directories: dict[str, Path]) -> float | None:
-        if "unified" in directories:
-            used = _fields(_read(directories["unified"], "cpu.stat")).get("usage_usec")
-            return None if used is None else used / 1e6
-        try:
-            return float(CpuAcctController(Directory(directories["cpuacct"])).usage) / 1e9
-        except (KeyError, OSError):
-            return None
-
-    @staticmethod
-    def _memory(directories: dict[str, Path], v1: str, v2: str) -> int | None:
-        if "memory" not in directories:
-            return _number(_read(directories.get("unified"), v2))
-        try:
-            value = getattr(MemoryController(Directory(directories["memory"])), v1)
-        except OSError:
-            return None
-        return None if value is None else int(value)
-
-    def _own_memory(self, container: str) -> int | None:
-        """What the container's processes have in memory for themselves: anonymous and shared pages; None without processes (proc(5))."""
-        found = [own for pid in self.processes(container) if (own := _own_pages(pid)) is not None]
-        return sum(found) if found else None
-
-    @staticmethod
-    def _oom_kills(directories: dict[str, Path]) -> int | None:
-        name = "memory.oom_control" if "memory" in directories else "memory.events"
-        return _fields(_read(directories.get("memory", directories.get("unified")), name)).get("oom_kill")
-
-    @staticmethod
-    def _io(directories: dict[str, Path]) -> tuple[int | None, int | None]:
-        if "blkio" in directories:
-            text = _read(directories["blkio"], "blkio.throttle.io_service_bytes_recursive")
-            words = [line.split() for line in (text or "").splitlines()]
-            return tuple(sum(int(line[2]) for line in words if len(line) == 3 and line[1] == kind) for kind in ("Read", "Write"))  # type: ignore[return-value]
-        text = _read(directories.get("unified"), "io.stat")
-        if text is None:
-            return None, None
-        pairs = [pair.split("=") for pair in text.split() if "=" in pair]
-        return sum(int(v) for k, v in pairs if k == "rbytes"), sum(int(v) for k, v in pairs if k == "wbytes")
+        return accounting.usage(dict(self._directories(container)), self.tree)
 
     def _wanted(self, container: str, resources: Resources) -> Iterator[tuple[str, Path]]:
         names = (*self.tree.needed(), *self._asked(resources))
@@ -323,7 +258,7 @@ class Cgroups:
             if path.exists():
                 continue
             processes = self.processes(container)
-            if name == "memory" and (self._own_memory(container) or 0) > (resources.memory_bytes or 0):
+            if name == "memory" and (accounting.own_memory_bytes(processes) or 0) > (resources.memory_bytes or 0):
                 raise OSError(errno.EBUSY, "it uses more memory than that")  # as the kernel has it, which counts from now on
             path.mkdir()
             for pid in processes:
@@ -418,29 +353,3 @@ def _write_if_there(path: Path, text: str) -> None:
         write(path, text)
     except FileNotFoundError:
         return
-
-
-def _read(directory: Path | None, name: str = "") -> str | None:
-    if directory is None:
-        return None
-    try:
-        return (directory / name if name else directory).read_text().strip()
-    except OSError:
-        return None
-
-
-def _own_pages(pid: int) -> int | None:
-    text = _read(Path(f"/proc/{pid}/status"))
-    if text is None:
-        return None
-    words = [line.split() for line in text.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
-    return sum(int(line[1]) for line in words) * 1024
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
-
-
-def _fields(text: str | None) -> dict[str, int]:
-    words = [line.split() for line in (text or "").splitlines()]
-    return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdecimal()}

@@ -24,7 +24,7 @@ from nestbed.testing.fake import FakeKernel
 
 
 class FakePlane:
-    """``nestbed.lan.plane.LanPlane`` in memory. ``found`` are its underlays; tests replace them, and call ``listener``."""
+    """``nestbed.lan.contract.LanPlane`` in memory. ``found`` are its underlays; tests replace them, and call ``listener``."""
 
     def __init__(self, kernel: FakeKernel | None = None, underlays: Sequence[Underlay] = ()) -> None:
         self.kernel = kernel or FakeKernel()
