@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,4 +173,15 @@ async def test_nodes_inside_are_one_more_underlay_while_there_are_some(inside, m
     assert bridges() == {}
     assert list(plane.underlays()) == []
     assert list(await plane.audit([])) == []
+    await plane.aclose()
+
+
+async def test_how_many_neighbours_the_kernel_can_know_is_told(inside) -> None:
+    """The limit is the kernel's, in whatever namespace one looks; here it is as the machine has it."""
+    plane = Plane(node_id="0123abcd", run_dir=Path("/run/none"))
+    await plane.open(lambda *_: None)
+    told = next(ability for ability in plane.abilities() if ability.name == "large-lans")
+    limits = re.findall(r"net\.ipv([46])\.neigh\.default\.gc_thresh3 is (\d+)", told.detail)
+    assert told.available == (not limits)
+    assert all(int(limit) < 8192 and f"net.ipv{version}.neigh.default.gc_thresh3=8192" in told.consequence for version, limit in limits)
     await plane.aclose()

@@ -113,3 +113,17 @@ def test_three_realisations_cannot_be_told_apart_from_inside(segment, tmp_path: 
     for machine in places.values():
         assert nbctl(machine, "ps", "-a", "-q") == ""
         nbctl(machine, "audit")
+
+
+@pytest.mark.slow
+def test_a_large_lan_does_not_fill_the_kernels_table_of_neighbours(machine, daemon, tmp_path: Path) -> None:
+    """Thirty who know all others would be 870 entries; a deviation is told in whatever step it shows, and neighbours are forgotten."""
+    path = tmp_path / "crowd.yaml"
+    path.write_text("experiment: crowd\nlans: {l: {}}\nelements:\n  'h[1-30]': {nics: [l]}\n")
+    nbctl(machine, "up", "-f", str(path))
+    assert nbctl(machine, "verify", "crowd") == "crowd: 870 calls answered, no deviation\n"
+    assert nbctl(machine, "exec", "crowd.h7", "--", "ip", "neighbour") == ""
+    nbctl(machine, "exec", "crowd.h30", "--", "ip", "link", "set", "eth0", "down")
+    result = machine.nbctl("verify", "crowd")
+    assert all(f"h{number}: 10.0.0.30 does not answer\n" in result.stdout for number in range(1, 30))
+    assert "gc_thresh3" not in result.stdout

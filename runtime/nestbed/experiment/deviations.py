@@ -39,6 +39,41 @@ class Membership:
         return {name: macs for name, macs in found.items() if macs}
 
 
+class Overflow:
+    """Tables of neighbours that were full. What would have answered otherwise nobody can tell: that is not told of each address."""
+
+    def __init__(self, seen: Iterable[tuple[PlannedElement, Mapping[str, Any]]]) -> None:
+        self._full: dict[str, dict[str, int]] = {"4": {}, "6": {}}
+        """Limits, by version and kernel: that of a node or of a virtual machine."""
+        self._calls = {"4": 0, "6": 0}
+        for planned, found in seen:
+            kernel = f"the virtual machine {planned.name}" if planned.element.words.kind == "qemu" else f"node {planned.node}"
+            for version, limit in found["full"].items():
+                self._full[version][kernel] = limit
+
+    def without(self, expected: Mapping[str, Expected | None], calls: Mapping[str, Any]) -> dict[str, Expected | None]:
+        """What is expected, but for what had no answer and may have had none for that."""
+
+        def is_known(address: str, want: Expected | None) -> bool:
+            version = "6" if ":" in address else "4"
+            if want is None or address in calls or not self._full[version]:
+                return True
+            self._calls[version] += 1
+            return False
+
+        return {address: want for address, want in expected.items() if is_known(address, want)}
+
+    def lines(self) -> Iterable[str]:
+        """One for each table that calls may have failed for."""
+        for version, kernels in self._full.items():
+            setting = f"net.ipv{version}.neigh.default.gc_thresh3"
+            for kernel, limit in kernels.items() if self._calls[version] else ():
+                yield (
+                    f"{self._calls[version]} calls had no answer while the one table of neighbours that the kernel of {kernel} has was"
+                    f" full; raise its limit of {limit} there: sysctl -w {setting}={max(8 * limit, 8192)}"
+                )
+
+
 def is_in_time(seconds: float, want: Expected, calls: int) -> bool:
     """Whether an answer took as long as it should; ``calls`` were under way at once."""
     found = seconds * 1e6

@@ -1,6 +1,6 @@
 """The program that `verify` runs inside an element: looks around, calls its peers, prints what it saw as JSON.
 
-Its source is handed to ``python3 -I -c``: it uses the standard library alone and imports nothing of nestbed. The request is its argument:
+Its source is handed to ``python3 -I -S -c``: it uses the standard library alone and nothing of nestbed. The request is its argument:
 
 ``targets``
     addresses to call, each with the largest packet that is expected to reach it (0: none is);
@@ -14,10 +14,15 @@ Its source is handed to ``python3 -I -c``: it uses the standard library alone an
 ``ignored``
     interfaces that are not the experiment's; with ``only`` all but those;
 ``look``
-    whether to look around; without it targets are called twice at most, for the time, and nothing else is asked of them.
+    whether to look around; without it only neighbours and those who sent frames are told, too;
+``thorough``
+    whether to find the path MTU, too, and to call often; without it targets are called twice at most, for the time;
+``forget``
+    whether to wait, once all is told, for the end of standard input, and to forget all neighbours then.
 
 Calls are ICMP and ICMPv6 echo (RFC 792, RFC 4443) through raw sockets, so that TTL and duplicates show; answers have the kernel's time
-stamps. A packet socket per interface (packet(7)) meanwhile notes from which MACs frames come.
+stamps. A packet socket per interface (packet(7)) meanwhile notes from which MACs frames come. While the kernel's table of neighbours is
+full, addresses do not answer: that is told, and tried for longer.
 """
 
 from __future__ import annotations
@@ -35,15 +40,22 @@ from typing import Any
 
 TRIES = 8
 SETTLE_SECONDS = 0.15
+FULL_SECONDS = 20.0
+"""How long to go on while the table of neighbours is full: entries that were not used for some seconds make room, see neigh_forced_gc."""
 BURST = 8
 """Packets sent at once where they are closer than the clock can tell."""
-_RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 22, 26, 30
-_FIXED_BYTES = {_RTM_GETADDR: 8, _RTM_GETROUTE: 12, _RTM_GETNEIGH: 12}
+_RTM_GETADDR, _RTM_GETROUTE, _RTM_DELNEIGH, _RTM_GETNEIGH, _RTM_GETNEIGHTBL = 22, 26, 29, 30, 66
+_FIXED_BYTES = {_RTM_GETADDR: 8, _RTM_GETROUTE: 12, _RTM_GETNEIGH: 12, _RTM_GETNEIGHTBL: 4}
+_NDTA_THRESH3, _NDTA_STATS = 4, 7
+_TABLE_FULLS = 80
+"""Where that counter stands in struct ndt_stats of include/uapi/linux/neighbour.h."""
 _NLM_F_REQUEST_DUMP = 0x301
 _RTM_F_CLONED = 0x200
 """Of what the kernel notes by itself, such as a path MTU."""
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, PERMANENT."""
+_NUD_FIXED = 0x40 | 0x80
+"""NOARP, PERMANENT: they count for no limit."""
 _ETH_P_ALL = 3
 _PMTUDISC_PROBE = 3
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
@@ -136,6 +148,32 @@ def neighbours(own: dict[int, str]) -> dict[str, str]:
     return found
 
 
+def forget(own: dict[int, str]) -> None:
+    """Remove what came into these tables by itself. Without the right to (CAP_NET_ADMIN) it stays until the kernel needs room."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        for fixed, given in dump(_RTM_GETNEIGH):
+            family, number, state = struct.unpack("=BxxxiHxx", fixed)
+            if family in (socket.AF_INET, socket.AF_INET6) and number in own and not state & _NUD_FIXED:
+                body = struct.pack("=BxxxiHBB", family, number, 0, 0, 0) + struct.pack("=HH", 4 + len(given[1]), 1) + given[1]
+                netlink.send(struct.pack("=IHHII", 16 + len(body), _RTM_DELNEIGH, 1, 1, 0) + body)
+
+
+def tables() -> dict[int, tuple[int, int]]:
+    """Of the kernel's tables of neighbours, by IP version: their limit, and how often they were full."""
+    found = {}
+    for fixed, given in dump(_RTM_GETNEIGHTBL):
+        if _NDTA_STATS in given:  # the others are settings of single interfaces
+            version = 4 if fixed[0] == socket.AF_INET else 6
+            limit = int.from_bytes(given[_NDTA_THRESH3], sys.byteorder)
+            found[version] = limit, int.from_bytes(given[_NDTA_STATS][_TABLE_FULLS : _TABLE_FULLS + 8], sys.byteorder)
+    return found
+
+
+def full(before: dict[int, tuple[int, int]], after: dict[int, tuple[int, int]]) -> dict[int, int]:
+    """The limits, by IP version, of those tables that were full in between."""
+    return {version: limit for version, (limit, count) in after.items() if version in before and count > before[version][1]}
+
+
 def checksum(data: bytes) -> int:
     """RFC 1071."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -145,6 +183,8 @@ def checksum(data: bytes) -> int:
 
 class Caller:
     """Echo requests out, replies in, by sequence number. Times are seconds of CLOCK_REALTIME, which the kernel stamps with."""
+
+    tables = staticmethod(tables)
 
     def __init__(self, versions: set[int], names: Iterable[str]) -> None:
         self.sockets: dict[int, socket.socket] = {}
@@ -223,13 +263,18 @@ class Caller:
 
 
 def call_all(caller: Caller, targets: dict[str, int], seconds: float, tries: int) -> dict[str, dict[str, Any]]:
-    """Call each until it answers, ``tries`` times (twice if none is expected); how: TTL of the reply, replies too many, shortest time."""
+    """Call each until it answers, ``tries`` times (twice if none is expected); how: TTL of the reply, replies too many, shortest time.
+
+    While the kernel's table of neighbours is full a try does not count, for FULL_SECONDS at most.
+    """
     found: dict[str, dict[str, Any]] = {}
     asked: dict[int, str] = {}
-    for number in range(tries):
+    number, patient_until = 0, time.monotonic() + FULL_SECONDS
+    while number < tries:
         missing = [address for address, size in targets.items() if number < 2 or (address not in found and size)]
         if not missing:
             break
+        before = caller.tables()
         round_ = {sequence: address for address in missing if (sequence := caller.call(address)) >= 0}
         asked.update(round_)
         caller.listen(seconds, {sequence for sequence, address in round_.items() if targets[address]})
@@ -237,6 +282,9 @@ def call_all(caller: Caller, targets: dict[str, int], seconds: float, tries: int
             for ttl, took, _ in caller.replies.get(sequence, []):
                 entry = found.setdefault(address, {"ttl": ttl, "seconds": took})
                 entry["seconds"] = min(entry["seconds"], took)
+        lacks = any(targets[address] and address not in found for address in missing)
+        if not lacks or time.monotonic() > patient_until or not full(before, caller.tables()):
+            number += 1
     for address, entry in found.items():
         counts = [len(caller.replies[sequence]) for sequence, other in asked.items() if other == address and sequence in caller.replies]
         entry["duplicates"] = sum(counts) - len(counts)
@@ -302,22 +350,30 @@ def main() -> None:
     targets, seconds = request["targets"], request["seconds"]
     called = [*targets, *(asked["address"] for asked in request["flows"])]
     own = own_interfaces(request["ignored"], request["only"])
+    before = tables()
     caller = Caller({6 if ":" in address else 4 for address in called}, own.values())
-    heard = call_all(caller, targets, seconds, TRIES if request["look"] else 2)
+    heard = call_all(caller, targets, seconds, TRIES if request["thorough"] else 2)
     seen: dict[str, Any] = {"calls": heard, "flows": {asked["address"]: flow(caller, asked, seconds) for asked in request["flows"]}}
-    if request["look"]:
+    if request["thorough"]:
         reached = {address: size for address, size in targets.items() if address in heard}
         for address, size in largest(caller, reached, request["sizes"], seconds).items():
             heard[address]["path_mtu"] = size
+    if request["look"]:
         seen |= {
             "hostname": socket.gethostname(),
             "interfaces": interfaces(own),
             "routes": routes(own if request["only"] else {}),
             "names": names(),
-            "neighbours": neighbours(own),
-            "heard": {name: sorted(macs) for name, macs in caller.heard.items()},
         }
-    print(json.dumps(seen))  # noqa: T201 - that is how it answers
+    seen |= {
+        "neighbours": neighbours(own),
+        "heard": {name: sorted(macs) for name, macs in caller.heard.items()},
+        "full": full(before, tables()),
+    }
+    print(json.dumps(seen), flush=True)  # noqa: T201 - that is how it answers
+    if request["forget"]:
+        sys.stdin.read()
+        forget(own)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from nestbed.errors import NestbedError
-from nestbed.experiment import deviations, flows, probe
-from nestbed.experiment.deviations import Membership, is_in_time
+from nestbed.experiment import deviations, flows, pacing, probe
+from nestbed.experiment.deviations import Membership, Overflow, is_in_time
 from nestbed.experiment.fleet import Fleet
 from nestbed.experiment.flows import Flow
 from nestbed.experiment.forwarding import Expected, Forwarding
@@ -23,7 +24,7 @@ from nestbed.experiment.plan import Plan, PlannedElement
 from nestbed.v1 import container_pb2 as api
 
 VERSION = 2
-AT_ONCE = 16
+AT_ONCE = pacing.AT_ONCE
 """Elements of one node that look around at the same time: more would measure each other."""
 FLOWS_AT_ONCE = 2
 PATIENCE_SECONDS = 0.4
@@ -79,6 +80,7 @@ class _Verification:
             for name in plan.elements
         }
         self._flows = flows.choose(plan, self._expected)
+        self._owner = {address: name for name, its in addresses.items() for address in its}
         self._ignored: dict[str, list[str]] = {}
         """NICs on nodes' control networks, by element: they are no part of the experiment."""
         self._verdict = Verdict()
@@ -90,11 +92,13 @@ class _Verification:
         results = await self._ask_all()
         suspects: list[Flow] = [flow for flow in self._flows if flow.is_declared]
         seen: dict[str, Any] = {}
+        together = zip(self._plan.elements.values(), results, strict=True)
+        full = Overflow((planned, found) for planned, (found, _) in together if found is not None)
         for planned, (found, why) in zip(self._plan.elements.values(), results, strict=True):
             if found is None:
                 self._verdict.deviations.append(f"{planned.name} cannot be asked: {why}")
                 continue
-            wanted = self._expected[planned.name]
+            wanted = full.without(self._expected[planned.name], found["calls"])
             await self._measure_again(planned, wanted, found["calls"])
             self._tell(deviations.tell(self._plan, planned, found, wanted, self._members), planned.name)
             suspects += self._first_look(planned, found.pop("flows"))
@@ -102,6 +106,7 @@ class _Verification:
             self._verdict.measured[planned.name] = times
             seen[planned.name] = self._canonical(planned, found)
         await self._measure_flows([flow for flow in suspects if flow.element in seen])
+        self._verdict.deviations += full.lines()
         document = {"version": VERSION, "experiment": self._plan.name, "elements": seen}
         self._verdict.observation = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
         return self._verdict
@@ -122,23 +127,44 @@ class _Verification:
     # ---- asking
 
     async def _ask_all(self) -> Sequence[tuple[dict[str, Any] | None, str]]:
+        """What each element sees, by the plan's order; a step after the other, so that no table of neighbours overflows."""
         gates = {node: asyncio.Semaphore(AT_ONCE) for node in self._fleet.clients}
-        by_element: dict[str, list[Flow]] = {}
-        for flow in self._flows:
-            if not flow.is_declared:
-                by_element.setdefault(flow.element, []).append(flow)
+        found: dict[str, dict[str, Any]] = {}
+        lost: dict[str, str] = {}
+        members = {lan: [element.name for element, _ in its] for lan, its in self._plan.topology.members().items()}
+        steps = pacing.steps(members, list(self._plan.elements))
+        for step in steps:
+            callers = [name for name in step if name not in lost]
+            together = asyncio.Barrier(len(callers)) if len(steps) > 1 else None
 
-        async def one(planned: PlannedElement) -> tuple[dict[str, Any] | None, str]:
-            asked = [flows.request(flow, again=False) for flow in by_element.get(planned.name, [])]
-            async with gates[planned.node]:
-                return await self._ask(planned, self._expected[planned.name], asked, look=True)
+            async def one(name: str, called: set[str], together: asyncio.Barrier | None) -> None:
+                planned = self._plan.elements[name]
+                expected = {address: want for address, want in self._expected[name].items() if self._owner[address] in called}
+                flows_ = [flow for flow in self._flows if flow.element == name and self._owner[flow.address] in called]
+                asked = [flows.request(flow, again=False) for flow in flows_ if not flow.is_declared]
+                async with gates[planned.node]:
+                    got, why = await self._ask(planned, expected, asked, look=name not in found, together=together)
+                if got is None:
+                    lost[name] = why
+                else:
+                    _merge(found.setdefault(name, got), got)
 
-        return await asyncio.gather(*(one(planned) for planned in self._plan.elements.values()))
+            async with asyncio.TaskGroup() as tasks:
+                for name in callers:
+                    tasks.create_task(one(name, set(step[name]), together))
+        return [(None, lost[name]) if name in lost else (found[name], "") for name in self._plan.elements]
 
     async def _ask(
-        self, planned: PlannedElement, expected: Expectations, asked: list[dict[str, Any]], *, look: bool
+        self,
+        planned: PlannedElement,
+        expected: Expectations,
+        asked: list[dict[str, Any]],
+        *,
+        look: bool = False,
+        thorough: bool = True,
+        together: asyncio.Barrier | None = None,
     ) -> tuple[dict[str, Any] | None, str]:
-        """What the element sees; None, and why, if it cannot be asked."""
+        """What the element sees; None, and why, if it cannot be asked. With ``together`` it forgets its neighbours when all are there."""
         wants = [want for want in expected.values() if want]
         slowest = max((want.delay_us + want.jitter_us for want in wants), default=0) / 1e6
         queue = max((len(wants) * want.path_mtu * 16 / want.rate_bps for want in wants if want.rate_bps), default=0.0)
@@ -150,19 +176,27 @@ class _Verification:
             "ignored": self._ignored.get(planned.name, []),
             "only": [nic.name for nic in planned.element.nics] if planned.element.words.kind == "machine" else [],
             "look": look,
+            "thorough": thorough,
+            "forget": together is not None,
         }
-        args = ["python3", "-I", "-c", inspect.getsource(probe), json.dumps(request)]
-        try:
-            return await self._run(planned, args)
-        except NestbedError as error:
-            return None, error.message
+        args = ["python3", "-I", "-S", "-c", inspect.getsource(probe), json.dumps(request)]
+        async with _meeting(together) as meet:
+            try:
+                return await self._run(planned, args, meet)
+            except NestbedError as error:
+                return None, error.message
 
-    async def _run(self, planned: PlannedElement, args: list[str]) -> tuple[dict[str, Any] | None, str]:
+    async def _run(
+        self, planned: PlannedElement, args: list[str], meet: Callable[[], Awaitable[None]]
+    ) -> tuple[dict[str, Any] | None, str]:
         output = {1: bytearray(), 2: bytearray()}
-        start = api.ExecStart(container=planned.node_name, args=args, user="0:0")
+        start = api.ExecStart(container=planned.node_name, args=args, user="0:0", stdin=True)
         async with self._fleet.clients[planned.node].exec(start) as session:
             async for stream, data in session.output():
                 output[stream] += data[: _OUTPUT_BYTES_MAX - len(output[stream])]
+                if stream == 1 and data.endswith(b"\n"):
+                    await meet()
+                    await session.close_stdin()
             ended = session.exit
         if ended is None or ended.shell_code != 0:
             last = (output[2].decode(errors="replace").strip().split("\n") or [""])[-1]
@@ -185,7 +219,7 @@ class _Verification:
             }
             if not slow:
                 return
-            found, _why = await self._ask(planned, slow, [], look=False)
+            found, _why = await self._ask(planned, slow, [], thorough=False)
             helps = False
             for address, call in (found or {"calls": {}})["calls"].items():
                 helps = helps or call["seconds"] < calls[address]["seconds"] * HELPS_SHARE
@@ -212,7 +246,8 @@ class _Verification:
             lines, got = [f"{flow.address} on {flow.lan} could not be called in numbers"], None
             for number in range(FLOW_MEASURES):
                 async with locks[flow.lan], gate:
-                    found, _why = await self._ask(planned, {}, [flows.request(flow, again=number > 0 or not flow.is_declared)], look=False)
+                    again = number > 0 or not flow.is_declared
+                    found, _why = await self._ask(planned, {}, [flows.request(flow, again=again)], thorough=False)
                 if found is not None:
                     got = found["flows"][flow.address]
                     lines = list(flows.deviations(flow, got))
@@ -228,3 +263,26 @@ class _Verification:
         calls, answered = got["calls"], got["answered"]
         loss = 1 - answered / calls if calls else 0.0
         self._verdict.flows.append(MeasuredFlow(flow.element, flow.address, loss, got["duplicates"] / max(answered, 1), got["rate"]))
+
+
+@asynccontextmanager
+async def _meeting(together: asyncio.Barrier | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """How one of those who are ``together`` waits for the others; whoever leaves without it does not hold them up."""
+    waited = together is None
+
+    async def meet() -> None:
+        nonlocal waited
+        if together is not None and not waited:
+            waited = True
+            await together.wait()
+
+    yield meet
+    await meet()
+
+
+def _merge(found: dict[str, Any], got: Mapping[str, Any]) -> None:
+    """Add what was seen in a later step."""
+    for what in ("calls", "flows", "neighbours", "full"):
+        found[what] |= got[what]
+    for nic, macs in got["heard"].items():
+        found["heard"][nic] = sorted({*found["heard"][nic], *macs})

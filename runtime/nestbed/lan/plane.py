@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nestbed.errors import HostLacks
-from nestbed.lan import capture, nested, netfilter, pins, underlays
+from nestbed.lan import capture, neighbours, nested, netfilter, pins, underlays
 from nestbed.lan.bridge import Bridges
 from nestbed.lan.contract import CaptureStream
 from nestbed.lan.control import ControlBridge, is_control
@@ -177,7 +177,12 @@ class Plane:
         carrier = self._relaying.abilities() if self._relaying is not None else ()
         impairs = [self._lacks_impairments()] if self._members is None else self._members.abilities()
         control = None if self._control_bridge is None else self._control_bridge.ability()
-        node = [netfilter.ability(), *underlays.abilities(self.underlays()), *([control] if control is not None else [])]
+        node = [
+            netfilter.ability(),
+            neighbours.ability(),
+            *underlays.abilities(self.underlays()),
+            *([control] if control is not None else []),
+        ]
         return [*node, *carrier, capture.ability(), *impairs]
 
     def _lacks_impairments(self) -> Ability:

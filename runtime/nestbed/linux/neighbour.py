@@ -1,4 +1,4 @@
-"""rtnetlink(7): which way a packet would go, and the hardware address of a neighbour."""
+"""rtnetlink(7): which way a packet would go, the hardware address of a neighbour, and how many neighbours the kernel can know."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from nestbed.linux.netlink import (
     NLM_F_CREATE,
     RTM_GETNEIGH,
+    RTM_GETNEIGHTBL,
     RTM_GETROUTE,
     RTM_NEWNEIGH,
+    RTM_NEWNEIGHTBL,
     RTM_NEWROUTE,
     attribute,
     attributes,
@@ -23,6 +25,8 @@ from nestbed.linux.rtnl import Rtnl
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _NDA_DST, _NDA_LLADDR = 1, 2
+_NDTA_THRESH3 = 4
+_NDTMSG_BYTES = 4
 _NUD_VALID = 0x80 | 0x40 | 0x10 | 0x08 | 0x04 | 0x02
 _NTF_USE = 0x01
 _RTMSG = struct.Struct("=8BI")
@@ -72,6 +76,17 @@ def use(hop: Hop) -> bytes:
     """The request that has the kernel ask for a neighbour's hardware address, or confirm it, as if a packet were to be sent to it."""
     body = _NDMSG.pack(socket.AF_INET, hop.index, 0, _NTF_USE, 0) + _destination(hop)
     return request(RTM_NEWNEIGH, NLM_F_CREATE, body)
+
+
+def limits(rtnl: Rtnl) -> dict[int, int]:
+    """How many entries the kernel's table of neighbours takes, by IP version: one for all network namespaces (gc_thresh3 of arp(7))."""
+    found = {}
+    for payload in rtnl.dump(RTM_GETNEIGHTBL, RTM_NEWNEIGHTBL, bytes(_NDTMSG_BYTES)):
+        limit = attributes(payload[_NDTMSG_BYTES:]).get(_NDTA_THRESH3)
+        version = {socket.AF_INET: 4, socket.AF_INET6: 6}.get(socket.AddressFamily(payload[0]))
+        if limit is not None and version is not None:  # else it holds settings of one interface
+            found[version] = number(limit)
+    return found
 
 
 def _destination(hop: Hop) -> bytes:

@@ -14,6 +14,7 @@ from nestbed.model import Boot, ExecSpec, FsMode, Resources, Route, Spec
 from nestbed.qemu import command, frames
 from nestbed.qemu.command import Machine, NicDevice
 from nestbed.qemu.frames import Type
+from nestbed.qemu.inside import is_node
 
 UID_FIRST = 0x70000000
 OVERHEAD_BYTES = 384 << 20
@@ -40,6 +41,12 @@ _SYSCTLS = (
     ("net/ipv6/conf/default/dad_transmits", "0"),
     ("net/ipv6/conf/default/router_solicitations", "0"),
 )
+_NODE_SYSCTLS = tuple(
+    (f"net/ipv{version}/neigh/default/gc_thresh{number}", value)
+    for version in (4, 6)
+    for number, value in ((1, "4096"), (2, "32768"), (3, "65536"))
+)
+"""Of a kernel that holds the network namespaces of many containers: one table has all that they know of their neighbours."""
 """As a process container's network begins: what runs inside must not see of which kind its container is."""
 
 
@@ -159,7 +166,8 @@ def program(spec: Spec, nics: Sequence[Nic], hosts: bytes, inside: bytes = b"", 
     """
     hostname = spec.hostname or spec.name
     process = spec.process
-    sysctls = (*_SYSCTLS, *((key.replace(".", "/") if "/" not in key else key, value) for key, value in process.sysctls))
+    own = (*_SYSCTLS, *_NODE_SYSCTLS) if is_node(spec) else _SYSCTLS
+    sysctls = (*own, *((key.replace(".", "/") if "/" not in key else key, value) for key, value in process.sysctls))
     told = [
         frames.frame(Type.HOSTNAME, 0, hostname.encode()),
         frames.write(0, "/etc/hostname", f"{hostname}\n".encode()),

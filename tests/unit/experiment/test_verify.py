@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nestbed.experiment import flows, plan
-from nestbed.experiment.deviations import is_in_time
+from nestbed.experiment import flows, plan, probe
+from nestbed.experiment.deviations import Overflow, is_in_time
 from nestbed.experiment.flows import Flow
 from nestbed.experiment.forwarding import Expected, Forwarding
 
@@ -111,3 +111,49 @@ def test_what_came_of_a_flow(want: dict[str, Any], got: tuple[int, int, int, flo
 )
 def test_answers_in_time(seconds: float, want: dict[str, Any], is_right: bool) -> None:
     assert is_in_time(seconds, flow(**want).want, 10) == is_right
+
+
+def test_calls_that_failed_while_a_table_was_full_are_told_by_one_line() -> None:
+    made = plan.make((LINE.replace("c: {nics", "c: {kind: qemu, nics"), "v"))
+    want = Expected(64, 1500)
+    full = Overflow([(made.elements["a"], {"full": {"4": 1024}}), (made.elements["c"], {"full": {}})])
+    expected: dict[str, Expected | None] = {"10.0.0.2": want, "10.0.1.2": want, "10.0.1.9": None, "fd00::2": want}
+    assert full.without(expected, {"10.0.1.2": {}}) == {"10.0.1.2": want, "10.0.1.9": None, "fd00::2": want}
+    (line,) = full.lines()
+    assert line.startswith("1 calls had no answer while the one table of neighbours that the kernel of node local has was full; ")
+    assert line.endswith(": sysctl -w net.ipv4.neigh.default.gc_thresh3=8192")
+
+
+def test_without_calls_that_failed_a_full_table_is_nothing_to_tell() -> None:
+    made = plan.make((LINE, "v"))
+    full = Overflow([(made.elements["a"], {"full": {"4": 1024, "6": 1024}})])
+    assert full.without({"10.0.0.2": Expected(64, 1500)}, {"10.0.0.2": {}})
+    assert list(full.lines()) == []
+
+
+class Crowd:
+    """Answers calls, but for the first few of each address: then the table of neighbours is full."""
+
+    def __init__(self, refused: int) -> None:
+        self.refused = refused
+        self.replies: dict[int, list[tuple[int, float, float]]] = {}
+        self.rounds = 0
+
+    def call(self, address: str) -> int:
+        if self.rounds < self.refused and address == "10.0.0.2":
+            return -1
+        self.replies[len(self.replies) + 1] = [(64, 0.001, 0.0)]
+        return len(self.replies)
+
+    def tables(self) -> dict[int, tuple[int, int]]:
+        return {4: (1024, min(self.rounds, self.refused))}
+
+    def listen(self, _seconds: float, _wanted: set[int]) -> None:
+        self.rounds += 1
+
+
+def test_a_try_does_not_count_while_the_table_is_full() -> None:
+    crowd: Any = Crowd(refused=20)
+    found = probe.call_all(crowd, {"10.0.0.2": 1500, "10.0.0.3": 1500}, 0.4, probe.TRIES)
+    assert found["10.0.0.2"]["ttl"] == 64
+    assert crowd.rounds <= 22
