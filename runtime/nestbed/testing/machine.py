@@ -170,6 +170,11 @@ class Daemon:
         """End it by SIGKILL."""
         return self._end(signal.SIGKILL)
 
+    def wait(self) -> int:
+        """Wait until it ends by itself, READY_SECONDS at most. Its exit code: the number of a signal is negative."""
+        assert self._process is not None
+        return self._process.wait(READY_SECONDS)
+
     def _end(self, number: int) -> int:
         process, self._process = self._process, None
         if process is None:
