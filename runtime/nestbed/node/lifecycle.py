@@ -17,10 +17,11 @@ from nestbed.node.agent.agent import Agent
 from nestbed.node.bounds import check_container, check_request_id
 from nestbed.node.control import ControlNetwork, is_wanted
 from nestbed.node.impairments import Impairments
-from nestbed.node.parts import Parts
+from nestbed.node.parts import Parts, unsupported
 from nestbed.node.registry import Held
 from nestbed.node.store import Record
 from nestbed.node.underlay import NestedUnderlay
+from nestbed.runtime import Pausable
 
 _logger = logging.getLogger(__name__)
 _AT_REST = (State.CREATED, State.STOPPED)
@@ -163,6 +164,31 @@ class Lifecycle:
                 if container.status.state is not State.RUNNING:
                     self.remove_if_wanted(held)
                 raise
+
+    # ------------------------------------------------------------ stop, pause
+
+    async def stop(self, held: Held, grace_seconds: float) -> None:
+        """Ask a container to end, make it end after the grace. See ``Node.stop``."""
+        held.interrupt()
+        async with held.changing(State.STOPPING):
+            container = await self._parts.container(held)
+            is_finished = await held.stop(container, grace_seconds)
+        if not is_finished:
+            await container.wait()
+
+    async def kill(self, held: Held, signal: int) -> None:
+        """Send a signal to its first process. See ``Node.kill``."""
+        held.interrupt()
+        async with held.changing():
+            await (await self._parts.container(held)).kill(signal)
+
+    async def freeze(self, held: Held, *, pause: bool) -> None:
+        """Pause it, or let it go on. See ``Node.pause`` and ``Node.resume``."""
+        async with held.changing():
+            container = await self._parts.container(held)
+            if not isinstance(container, Pausable):
+                raise unsupported(held.spec, "which cannot be paused")
+            await (container.pause() if pause else container.resume())
 
     # ------------------------------------------------------------ follow
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from nestbed.errors import InvalidArgument, shown
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -106,6 +109,18 @@ class Selection:
         """Whether it selects the object."""
         is_named = self._is_named(name) or (bool(self._beginnings) and object_id.startswith(self._beginnings))
         return is_named and self._labels.issubset(labels)
+
+
+def chosen(refs: Sequence[str], objects: Iterable[T], *, find: Callable[[str], T], name_of: Callable[[T], str]) -> list[T]:
+    """Those of the ``objects`` whose names the globs among ``refs`` match, and those that ``find`` finds for the others; each once.
+
+    Raises:
+        InvalidArgument: as :func:`matcher`. What ``find`` raises.
+    """
+    globs = [ref for ref in refs if is_glob(ref)]
+    is_matched = matcher(globs)
+    named = [find(ref) for ref in refs if not is_glob(ref)]
+    return list(dict.fromkeys((*named, *(one for one in objects if globs and is_matched(name_of(one))))))
 
 
 def is_id(text: str) -> bool:

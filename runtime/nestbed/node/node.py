@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from nestbed import __version__
-from nestbed.errors import NotFound, Unsupported, WrongState
+from nestbed.errors import NotFound, WrongState
 from nestbed.lan.contract import LanPlane
 from nestbed.lanmodel import (
     CaptureRequest,
@@ -43,16 +43,16 @@ from nestbed.node.impairments import Impairments
 from nestbed.node.lans import Lans
 from nestbed.node.lifecycle import Lifecycle
 from nestbed.node.links import Links
-from nestbed.node.names import Selection, is_glob
+from nestbed.node.names import Selection, chosen
 from nestbed.node.operations import Operations
-from nestbed.node.parts import Parts, present
+from nestbed.node.parts import Parts, present, unsupported
 from nestbed.node.privilege import check_entry
 from nestbed.node.registry import Held, Registry
 from nestbed.node.segment import Segment
 from nestbed.node.store import Store
 from nestbed.node.underlay import NestedUnderlay
 from nestbed.runlog import Entry
-from nestbed.runtime import Console, Execution, FileAccess, Leftover, Pausable, Runtime
+from nestbed.runtime import Console, Execution, FileAccess, Leftover, Runtime
 
 _CLOSE_SECONDS = 5.0
 _RUNS = (State.RUNNING, State.PAUSED)
@@ -272,12 +272,16 @@ class Node:
         Raises:
             as ``Container.start``.
         """
-        return await self._parts.operations.run(self._start(self._find(ref), wait=wait))
+        held = self._find(ref)
+        await self._parts.operations.run(self._lifecycle.start(held, wait=wait))
+        return held.view()
 
     async def stop(self, ref: str, grace_seconds: float) -> ContainerView:
         """Ask it to end, make it end after the grace. Idempotent. A later ``stop``, ``kill`` or forced ``delete`` comes first."""
         bounds.check_grace(grace_seconds)
-        return await self._parts.operations.run(self._stop(self._find(ref), grace_seconds))
+        held = self._find(ref)
+        await self._parts.operations.run(self._lifecycle.stop(held, grace_seconds))
+        return held.view()
 
     async def kill(self, ref: str, signal: int) -> ContainerView:
         """Send a signal to its first process, also while a ``stop`` waits.
@@ -286,7 +290,9 @@ class Node:
             WrongState: it does not run.
         """
         bounds.check_signal(signal)
-        return await self._parts.operations.run(self._kill(self._find(ref), signal))
+        held = self._find(ref)
+        await self._parts.operations.run(self._lifecycle.kill(held, signal))
+        return held.view()
 
     async def pause(self, ref: str) -> ContainerView:
         """RUNNING -> PAUSED.
@@ -294,7 +300,9 @@ class Node:
         Raises:
             WrongState: it does not run. Unsupported: its kind cannot.
         """
-        return await self._parts.operations.run(self._freeze(self._find(ref), pause=True))
+        held = self._find(ref)
+        await self._parts.operations.run(self._lifecycle.freeze(held, pause=True))
+        return held.view()
 
     async def resume(self, ref: str) -> ContainerView:
         """PAUSED -> RUNNING.
@@ -302,7 +310,9 @@ class Node:
         Raises:
             WrongState: it is not paused. Unsupported: its kind cannot.
         """
-        return await self._parts.operations.run(self._freeze(self._find(ref), pause=False))
+        held = self._find(ref)
+        await self._parts.operations.run(self._lifecycle.freeze(held, pause=False))
+        return held.view()
 
     async def wait(self, ref: str) -> ExitStatus:
         """How it ended, once it stopped for good; also of one that has just removed itself.
@@ -388,7 +398,9 @@ class Node:
             NotFound: a name that is no glob means no container.
         """
         found = []
-        for held in self._chosen(names):
+        registry = self._parts.registry
+        running = (held for held in registry if held.status.state in _RUNS)
+        for held in chosen(names, registry, find=registry.find, name_of=lambda held: held.spec.name) if names else running:
             with contextlib.suppress(NotFound, WrongState):  # it went meanwhile
                 used = await traffic.add_classes(self._parts, held.spec.interfaces, await present(held).stats())
                 found.append((held.view(), used))
@@ -575,11 +587,9 @@ class Node:
         Raises:
             NotFound: a name that is no glob means no LAN.
         """
-        segments = self._parts.registry.segments.values()
-        globs = Selection([name for name in names if is_glob(name)], ())
-        matched = [one for one in segments if not names or (any(map(is_glob, names)) and globs.takes("", one.lan.name, ()))]
-        named = [self._parts.registry.find_lan(name) for name in names if not is_glob(name)]
-        return await traffic.lan_stats(self._parts, list({one.lan.id: one for one in (*named, *matched)}.values()))
+        registry = self._parts.registry
+        lans = chosen(names or ["*"], registry.segments.values(), find=registry.find_lan, name_of=lambda segment: segment.lan.name)
+        return await traffic.lan_stats(self._parts, lans)
 
     async def capture(self, request: CaptureRequest, *, lan: str = "", container: str = "", nic_name: str = "") -> AsyncIterator[bytes]:
         """A pcapng file of the frames on a LAN, or of a container's NIC (its only one without a name); see ``LanPlane.capture``.
@@ -608,45 +618,10 @@ class Node:
     def _find(self, ref: str) -> Held:
         return self._parts.registry.find(ref)
 
-    async def _start(self, held: Held, *, wait: bool) -> ContainerView:
-        await self._lifecycle.start(held, wait=wait)
-        return held.view()
-
-    async def _stop(self, held: Held, grace_seconds: float) -> ContainerView:
-        held.interrupt()
-        async with held.changing(State.STOPPING):
-            container = await self._parts.container(held)
-            is_finished = await held.stop(container, grace_seconds)
-        if not is_finished:
-            await container.wait()
-        return held.view()
-
-    async def _kill(self, held: Held, signal: int) -> ContainerView:
-        held.interrupt()
-        async with held.changing():
-            await (await self._parts.container(held)).kill(signal)
-        return held.view()
-
-    async def _freeze(self, held: Held, *, pause: bool) -> ContainerView:
-        async with held.changing():
-            container = await self._parts.container(held)
-            if not isinstance(container, Pausable):
-                raise _unsupported(held, "paused")
-            await (container.pause() if pause else container.resume())
-        return held.view()
-
-    def _chosen(self, names: Sequence[str]) -> list[Held]:
-        if not names:
-            return [held for held in self._parts.registry if held.status.state in _RUNS]
-        globs = Selection([name for name in names if is_glob(name)], ())
-        matched = [held for held in self._parts.registry if globs.takes("", held.spec.name, ())] if any(map(is_glob, names)) else []
-        named = [self._find(name) for name in names if not is_glob(name)]
-        return list({held.spec.id: held for held in (*named, *matched)}.values())
-
     def _files(self, held: Held) -> FileAccess:
         container = present(held)
         if not isinstance(container, FileAccess):
-            raise _unsupported(held, "copied from or to")
+            raise unsupported(held.spec, "which cannot be copied from or to")
         return container
 
     def _check_entry(self, held: Held, *, admin: bool, doing: str) -> None:
@@ -655,13 +630,3 @@ class Node:
 
 def _has_ended(held: Held) -> bool:
     return held.is_gone or held.status.state is State.STOPPED
-
-
-def _unsupported(held: Held, what: str) -> Unsupported:
-    return Unsupported(
-        f"container {held.spec.name} is of kind {held.spec.kind.value}, which cannot be {what}",
-        reason="UNSUPPORTED_BY_KIND",
-        remedy="do it by means of a program inside",
-        container=held.spec.name,
-        kind=held.spec.kind.value,
-    )

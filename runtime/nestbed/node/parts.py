@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nestbed.errors import Unsupported, WrongState
 from nestbed.lan.contract import LanPlane
-from nestbed.model import Kind
+from nestbed.model import Kind, Spec
 from nestbed.node.authority import Authority
 from nestbed.node.events import Events
 from nestbed.node.hostsfiles import HostsFiles
@@ -95,4 +95,15 @@ def being_made(held: Held) -> WrongState:
         reason="CREATING",
         remedy="try again in a moment",
         container=held.spec.name,
+    )
+
+
+def unsupported(spec: Spec, clause: str, *, remedy: str = "do it by means of a program inside") -> Unsupported:
+    """The error for a container whose kind lacks an ability; ``clause`` is about the kind, such as "which cannot be paused"."""
+    return Unsupported(
+        f"container {spec.name} is of kind {spec.kind.value}, {clause}",
+        reason="UNSUPPORTED_BY_KIND",
+        remedy=remedy,
+        container=spec.name,
+        kind=spec.kind.value,
     )

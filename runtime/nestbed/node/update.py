@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from nestbed.errors import InvalidArgument, Unsupported
+from nestbed.errors import InvalidArgument
 from nestbed.model import Change, Resources, RestartMode, RestartPolicy, Spec
-from nestbed.node.parts import Parts
+from nestbed.node.parts import Parts, unsupported
 from nestbed.node.registry import Held
 from nestbed.runtime import Container, Updatable
 
@@ -43,13 +43,7 @@ async def _apply(container: Container, before: Spec, after: Spec) -> None:
     if (after.resources, after.restart) == (before.resources, before.restart):
         return
     if not isinstance(container, Updatable):
-        raise Unsupported(
-            f"container {before.name} is of kind {before.kind.value}, whose limits cannot change",
-            reason="UNSUPPORTED_BY_KIND",
-            remedy="remove it and make it anew",
-            container=before.name,
-            kind=before.kind.value,
-        )
+        raise unsupported(before, "whose limits cannot change", remedy="remove it and make it anew")
     await container.update(after.resources, after.restart)
 
 
