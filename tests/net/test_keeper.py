@@ -49,7 +49,7 @@ class KeeperUser:
         bundles = os.open(self.bundles, os.O_RDONLY | os.O_DIRECTORY)
         run = os.open(self.base / "run", os.O_RDONLY | os.O_DIRECTORY)
         fds = {"bundles": bundles, "run": run, "channel": theirs.fileno()}
-        words = [sys.executable, "-I", "-OO", "-m", "nestbed.process.keeper", *(f"--{name}-fd={fd}" for name, fd in fds.items())]
+        words = [sys.executable, "-I", "-m", "nestbed.process.keeper", *(f"--{name}-fd={fd}" for name, fd in fds.items())]
         self.process = subprocess.Popen(words, pass_fds=tuple(fds.values()))
         theirs.close()
         os.close(bundles)

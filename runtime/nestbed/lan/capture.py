@@ -164,7 +164,7 @@ class Capture:
 
 def _spawn(order: str, far: int) -> int:
     """Start the process with ``far`` as its standard output and nothing else of ours but standard error."""
-    words = [sys.executable, "-I", "-OO", "-m", "nestbed.lan.capturer", order]
+    words = [sys.executable, "-I", "-m", "nestbed.lan.capturer", order]
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:

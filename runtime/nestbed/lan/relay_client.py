@@ -343,7 +343,7 @@ class RelayClient:
                 (os.POSIX_SPAWN_DUP2, 0, 1),
                 (os.POSIX_SPAWN_DUP2, log, 2),
             ]
-            words = [sys.executable, "-I", "-OO", "-m", "nestbed.lan.relay", str(self._run_dir)]
+            words = [sys.executable, "-I", "-m", "nestbed.lan.relay", str(self._run_dir)]
             env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
             return os.posix_spawn(sys.executable, words, env, file_actions=actions, setsigmask=(), setsid=True)
         finally:

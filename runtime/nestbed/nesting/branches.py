@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -233,11 +234,24 @@ class Branch:
                 if machine.address != self._address:
                     await self._disconnect()
                     self._address = machine.address
-                await self._listen()
+                if await self._is_open():
+                    await self._listen()
             seconds = _RETRY_SECONDS if machine.is_running else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._news.wait()
+
+    async def _is_open(self) -> bool:
+        """Whether anybody listens there: to find that out by a call costs more than an emulated node has to spare."""
+        host, _, port = self._address.rpartition(":")
+        with socket.socket() as knocking:
+            knocking.setblocking(False)
+            try:
+                async with asyncio.timeout(ASK_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(knocking, (host, int(port)))
+            except OSError:  # which a timeout is, too
+                return False
+        return True
 
     async def _listen(self) -> None:
         """Follow it as long as it answers and its machine runs on."""

@@ -389,7 +389,7 @@ def _enter_namespace(given: dict[str, int]) -> NoReturn:
     template.enter(given["bundles"])
     for fd in given.values():
         os.set_inheritable(fd, True)
-    words = [sys.executable, "-I", "-B", "-OO", "-m", "nestbed.process.keeper", *(f"--{name}-fd={fd}" for name, fd in given.items())]
+    words = [sys.executable, "-I", "-B", "-m", "nestbed.process.keeper", *(f"--{name}-fd={fd}" for name, fd in given.items())]
     os.execve(sys.executable, words, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
 
 

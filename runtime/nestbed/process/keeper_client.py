@@ -185,7 +185,7 @@ class KeeperClient:
             fds.append(_high(open_log(self._run_dir / "keeper.log")))
             targets = {fds[3]: (0, 1), fds[4]: (2,), fds[0]: (3,), fds[1]: (4,), fds[2]: (5,)}
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, numbers in targets.items() for number in numbers]
-            words = [sys.executable, "-I", "-OO", "-m", "nestbed.process.keeper", "--bundles-fd=3", "--run-fd=4", "--channel-fd=5"]
+            words = [sys.executable, "-I", "-m", "nestbed.process.keeper", "--bundles-fd=3", "--run-fd=4", "--channel-fd=5"]
             env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
             return os.posix_spawn(sys.executable, words, env, file_actions=actions, setsigmask=(), setsid=True)
         finally:

@@ -31,7 +31,7 @@ cat >.{agentdir.BARRIER} <<'END'
 {agentdir.BARRIER_SCRIPT}END
 chmod {agentdir.BARRIER_MODE:o} .{agentdir.BARRIER}
 mv .{agentdir.BARRIER} {agentdir.BARRIER}
-while sleep 1 && kill -0 $$; do
+"/proc/$PPID/exe" watch {agentdir.DROP} $$ | while read -r _; do
     for file in {agentdir.DROP}/*; do
         [ -f "$file" ] && [ ! -L "$file" ] || continue
         line=$(head -c {FILE_BYTES_MAX} "$file" | tr '\\n' ' ')

@@ -1,6 +1,7 @@
 /*
  * The first process of a virtual machine that boots nestbed's initramfs: finds the root file system, then does what the host asks.
  * On a disk that has an init of its own it is a service of that instead (service.h): `agent serve`; `agent install` makes it one.
+ * Programs that it starts find it as /proc/$PPID/exe, and in it what no shell has (watch.h).
  *
  * It trusts the host and nothing in the guest depends on it but nestbed. It is linked statically and opens no library of the root.
  * The command line of the kernel says what the root is:
@@ -38,6 +39,7 @@
 
 #include "frames.h"
 #include "net.h"
+#include "watch.h"
 
 enum { PORTS = 2, MAIN = 0, CONTROL = 1, PENDING_NICS_MAX = 64, WORDS_MAX = 65536 };
 
@@ -1103,6 +1105,8 @@ int main(int count, char **words) {
         install("/run");
         return 0;
     }
+    if (is_service && count == 4 && !strcmp(words[1], "watch"))
+        return watch(words[2], (pid_t)atoi(words[3]));
     if (is_service) {
         open_news();
         be_there();
