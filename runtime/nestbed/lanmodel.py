@@ -265,6 +265,8 @@ class LanView:
     lan: Lan
     members: tuple[LanMember, ...] = ()
     paths: tuple[LanPath, ...] = ()
+    cut: frozenset[str] = frozenset()
+    """The ports of members that are closed at present, because they closed a loop."""
 
 
 @dataclass(frozen=True, slots=True)

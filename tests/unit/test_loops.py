@@ -6,6 +6,7 @@ import dataclasses
 
 from nestbed.lan.fastpath import Refusal
 from nestbed.lan.loops import Loops
+from nestbed.lan.programs import Closing
 
 SEEN = Refusal(7, "02:00:00:00:00:01", 1, "", "192.0.2.1")
 
@@ -18,6 +19,13 @@ def test_a_loop_is_told_once_while_it_lasts() -> None:
     assert loops.news([more]) == []
     other = dataclasses.replace(SEEN, mac="02:00:00:00:00:02")
     assert loops.news([more, other]) == [other]
+
+
+def test_a_port_is_told_once_while_its_loop_lasts() -> None:
+    loops, cut = Loops(), Closing(1, 3, SEEN.mac)
+    assert loops.port_news({7: cut}) == {7: cut}
+    assert loops.port_news({7: cut}) == {}
+    assert loops.port_news({7: dataclasses.replace(cut, count=2), 8: cut}) == {8: cut}
 
 
 def test_underlays_that_heard_more_since() -> None:

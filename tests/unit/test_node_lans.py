@@ -176,6 +176,19 @@ async def test_what_happens_to_the_plane_is_told(bench) -> None:
     assert await bench.until("relay.lost") == {"pid": "7"}
 
 
+async def test_port_that_was_cut_is_called_by_its_container_and_shown(bench) -> None:
+    made = await bench.node.create_lan(LanRequest("lan0"))
+    for name in ("web", "irc"):
+        await bench.create(name=name, nics=(NicSpec("lan0"),))
+    web, irc = (member.nic.port for member in bench.node.lan("lan0").members)
+    assert bench.node.lan("lan0").cut == set()
+    assert bench.plane.listener is not None
+    bench.plane.listener("lan.loop", made.lan.id, {"mac": "02:00:00:00:00:01", "kept": web, "refused": irc})
+    assert await bench.until("lan.loop", made.lan.id) == {"mac": "02:00:00:00:00:01", "kept": "web:eth0", "refused": "irc:eth0"}
+    bench.plane.looped = [irc]
+    assert bench.node.lan("lan0").cut == {irc}
+
+
 async def test_nic_of_an_old_record_has_no_impairment(bench) -> None:
     await bench.node.create_lan(LanRequest("lan0"))
     container_id = await bench.create(name="web", nics=(NicSpec("lan0"),))

@@ -83,6 +83,12 @@ class LanPlane(PortHook, Protocol):
         """
         ...
 
+    def cut(self, lan: Lan) -> Collection[str]:
+        """The members' ports (``Nic.port``) that are closed both ways at present, because they closed a loop within this machine. They are
+        opened again by themselves. Never waits, never raises.
+        """
+        ...
+
     async def impair(self, wanted: Sequence[NicImpairment]) -> None:
         """Have these impairments in force on the ports of these NICs, each named once, from now on: all of them or, after an error, none.
 

@@ -44,6 +44,7 @@ class Port:
     name: str
     index: int
     mtu: int
+    lan_id: str = ""
 
 
 def names(port: str, side: Side) -> tuple[str, str, str]:

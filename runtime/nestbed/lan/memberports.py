@@ -15,6 +15,8 @@ from typing import Protocol
 from nestbed.errors import HostLacks, NestbedError, Unavailable, from_errno, translated
 from nestbed.lan import impair, legs
 from nestbed.lan.legs import Legs, Port
+from nestbed.lan.loops import Loops
+from nestbed.lan.members import lan_key
 from nestbed.lan.programs import PortPrograms, Side
 from nestbed.lan.reasons import Reason
 from nestbed.lan.relay.wanted import DelayLeg
@@ -22,7 +24,7 @@ from nestbed.lanmodel import NO_IMPAIRMENT, Achieved, DropCount, Impairment, Nic
 from nestbed.linux.rtnl import Rtnl
 from nestbed.log import fields
 from nestbed.model import Ability
-from nestbed.runtime import Leftover
+from nestbed.runtime import Leftover, PlaneListener
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ _BURIED_AT_ONCE = 64
 _CARRIER_TRIES, _CARRIER_SECONDS = 1000, 0.002
 _SIDES = (Side.TO, Side.FROM)
 """In the order of the pairs of impairments."""
+_ROUND_SECONDS = 1.0
 _BUSY_MIN_NS = 1_000_000
 """Less than that says nothing about a rate."""
 
@@ -88,14 +91,16 @@ class MemberPorts:
 
     def added(self, nic: Nic, index: int) -> Sequence[bytes]:
         """See ``PortHook.port_added``."""
-        self._ports[nic.port] = port = Port(nic.port, index, nic.mtu)
+        self._ports[nic.port] = port = Port(nic.port, index, nic.mtu, nic.lan_id)
+        self._programs.set_home(index, lan_key(nic.lan_id), nic.mac)
         self._impair_new(nic, port)
         return self._programs.on_port(index)
 
     def found(self, nic: Nic, index: int) -> None:
         """See ``PortHook.port_found``."""
-        self._ports[nic.port] = port = Port(nic.port, index, nic.mtu)
+        self._ports[nic.port] = port = Port(nic.port, index, nic.mtu, nic.lan_id)
         try:
+            self._programs.set_home(index, lan_key(nic.lan_id), nic.mac)
             self._rtnl.batch(self._programs.on_port_again(index))
         except OSError:  # without clsact: a port of a version that did not count, or half made
             try:
@@ -268,6 +273,25 @@ class MemberPorts:
         if not waited:
             return counted
         return Traffic(counted.frames, counted.bytes, counted.classes, (*counted.drops, DropCount(Reason.QUEUE.label, waited)))
+
+    # ---- loops
+
+    def cut(self, lan_id: str) -> set[str]:
+        """See ``LanPlane.cut``."""
+        closed = self._programs.closings()
+        return {port.name for port in self._ports.values() if port.lan_id == lan_id and port.index in closed} if closed else set()
+
+    async def tell_of_loops(self, listener: PlaneListener) -> None:
+        """Tell of ports that are closed because of a loop, for ever."""
+        loops = Loops()
+        while True:
+            if closings := self._programs.closings():
+                known = {port.index: port for port in self._ports.values()}
+                news = loops.port_news({index: closing for index, closing in closings.items() if index in known})
+                for index, closing in news.items():
+                    cut, kept = known[index], known.get(closing.kept_index)
+                    listener("lan.loop", cut.lan_id, {"mac": closing.mac, "kept": kept.name if kept else "", "refused": cut.name})
+            await asyncio.sleep(_ROUND_SECONDS)
 
     # ---- in line with the records
 

@@ -6,6 +6,8 @@ A LAN is a Linux bridge in the network namespace of the daemon. Ports are the ru
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +62,7 @@ class Plane:
         self._control_bridge: ControlBridge | None = None
         self._members: MemberPorts | None = None
         self._lacks_bpf = ""
+        self._telling: asyncio.Task[None] | None = None
         self._process: RelayClient | None = None
         self._relaying: Relaying | None = None
         self._captures = capture.Captures()
@@ -101,11 +104,17 @@ class Plane:
         self._relaying.start()
         try:
             self._members = MemberPorts(self._node_id, PortPrograms.load(pins.pin_dir(self._run_dir)), self._process)
+            self._telling = asyncio.create_task(self._members.tell_of_loops(listener), name="lan-loops")
         except OSError as error:
             self._lacks_bpf = str(error)
 
     async def aclose(self) -> None:
         await self._captures.aclose()
+        if self._telling is not None:
+            self._telling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._telling
+            self._telling = None
         if self._members is not None:
             self._members.close()
             self._members = None
@@ -197,6 +206,9 @@ class Plane:
         if lan.is_relayed and not self._underlays:
             return [LanPath("", PathKind.DOWN, "this node has no underlay: see nestbedd --underlay")]
         return self._carrier.paths(lan)
+
+    def cut(self, lan: Lan) -> Collection[str]:
+        return () if self._members is None else self._members.cut(lan.id)
 
     def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:
         counted = () if self._members is None else self._members.added(nic, index)

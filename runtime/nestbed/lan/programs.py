@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from nestbed.linux import bpf, tc
 OBJECT = Path(__file__).with_name("bpf") / "port.bpf.o"
 BUCKETS, BUCKETS_PER_OCTAVE, BUCKET_FIRST_LOG2 = 832, 32, 10
 
+_INDEX = struct.Struct("=I")
 _PORT_KEY = struct.Struct("=II")
-_DOOR = struct.Struct("=I")
+_DOOR = struct.Struct("=QII")
+_HOME = struct.Struct("=QQ6sH")
+_LOOP = struct.Struct("=QII6sH")
 _STAGE = struct.Struct("=QQQQIIII")
 _STAGE_LAST, _STAGE_INGRESS = 1, 2
 _COUNTS = struct.Struct(f"={13 + BUCKETS}Q")
@@ -101,6 +105,17 @@ class LegCounts:
         return 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """``struct port_loop``: a port is closed both ways, for the ``count``-th time, because frames came round by it, the last of the station
+    ``mac``, that had been at the port ``kept_index``, too.
+    """
+
+    count: int
+    kept_index: int
+    mac: str
+
+
 def bucket_end_ns(index: int) -> float:
     """Where the delays counted in a bucket end."""
     octave, part = divmod(index, BUCKETS_PER_OCTAVE)
@@ -122,9 +137,10 @@ class PortPrograms:
         self._object = loaded
         self._in, self._out, self._leg = (loaded.program(name) for name in ("port_in", "port_out", "leg"))
         self._guard = loaded.program("guard")
-        self._traffic, self._doors, self._stages, self._counts, self._guards = (
-            loaded.map(name) for name in ("port_traffic", "port_doors", "leg_stages", "leg_counts", "port_guards")
-        )
+        self._traffic, self._doors, self._stages, self._counts, self._guards, self._homes, self._loops = self._maps = [
+            loaded.map(name)
+            for name in ("port_traffic", "port_doors", "leg_stages", "leg_counts", "port_guards", "port_homes", "port_loops")
+        ]
 
     @classmethod
     def load(cls, pin_dir: Path) -> PortPrograms:
@@ -137,7 +153,7 @@ class PortPrograms:
 
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
-        for one in (self._traffic, self._doors, self._stages, self._counts, self._guards):
+        for one in self._maps:
             one.close()
         self._object.close()
 
@@ -158,7 +174,7 @@ class PortPrograms:
         """The request that lets a port on the control network, which has its programs, take only what its container says in its own name,
         or does so anew.
         """
-        self._guards.update(_DOOR.pack(index), guard(mac, ipv4))
+        self._guards.update(_INDEX.pack(index), guard(mac, ipv4))
         return tc.program(index, tc.Direction.INGRESS, self._guard, name="nestbed-guard", priority=2)
 
     def on_leg(self, index: int) -> list[bytes]:
@@ -177,15 +193,15 @@ class PortPrograms:
 
     def set_stage(self, device_index: int, stage: Stage) -> None:
         """What the program does at a device of a leg from now on."""
-        self._stages.update(_DOOR.pack(device_index), stage.pack())
+        self._stages.update(_INDEX.pack(device_index), stage.pack())
 
     def drop_stage(self, device_index: int) -> None:
         """The device is going: it drops everything. Idempotent."""
-        self._stages.delete(_DOOR.pack(device_index))
+        self._stages.delete(_INDEX.pack(device_index))
 
     def set_door(self, port_index: int, side: Side, device_index: int) -> None:
         """Lead the port's frames to a device of its leg from now on."""
-        self._doors.update(_PORT_KEY.pack(port_index, side), _DOOR.pack(device_index))
+        self._doors.update(_PORT_KEY.pack(port_index, side), _DOOR.pack(0, device_index, 0))
 
     def drop_door(self, port_index: int, side: Side) -> None:
         """Let the port's frames pass from now on. Idempotent."""
@@ -211,7 +227,8 @@ class PortPrograms:
 
     def forget_port(self, port_index: int) -> None:
         """The port is gone: forget everything of it. Idempotent."""
-        self._guards.delete(_DOOR.pack(port_index))
+        for one in (self._guards, self._homes, self._loops):
+            one.delete(_INDEX.pack(port_index))
         for side in Side:
             self.close_leg(port_index, side)
             self._traffic.delete(_PORT_KEY.pack(port_index, side))
@@ -221,11 +238,29 @@ class PortPrograms:
         ports, devices = set(port_indexes), set(device_indexes)
         for index in {index for index in self._port_indexes() if index not in ports}:
             self.forget_port(index)
-        for index in [_DOOR.unpack(key)[0] for key in self._stages.keys()]:  # noqa: SIM118 - no dictionary
+        for index in [_INDEX.unpack(key)[0] for key in self._stages.keys()]:  # noqa: SIM118 - no dictionary
             if index not in devices:
                 self.drop_stage(index)
 
+    # ---- loops
+
+    def set_home(self, port_index: int, lan: int, mac: str) -> None:
+        """Look for loops at a port, of the NIC with this MAC on the LAN of this key (``nestbed.lan.members.lan_key``)."""
+        self._homes.update(_INDEX.pack(port_index), _HOME.pack(lan, 0, bytes.fromhex(mac.replace(":", "")), 0))
+
+    def closings(self) -> dict[int, Closing]:
+        """The ports that are closed now, by index."""
+        found = {}
+        for key in list(self._loops.keys()):
+            value = self._loops.lookup(key)
+            if value is not None:
+                until_ns, count, kept, mac, _ = _LOOP.unpack(value)
+                if until_ns > time.monotonic_ns():
+                    found[_INDEX.unpack(key)[0]] = Closing(count, kept, mac.hex(":"))
+        return found
+
     def _port_indexes(self) -> Iterator[int]:
+        yield from (_INDEX.unpack(key)[0] for key in list(self._homes.keys()))
         for one in (self._traffic, self._doors, self._counts):
             for key in list(one.keys()):
                 yield _PORT_KEY.unpack(key)[0]

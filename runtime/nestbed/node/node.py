@@ -610,10 +610,15 @@ class Node:
 
     def _on_plane(self, kind: str, lan_id: str, attributes: Mapping[str, str]) -> None:
         segment = self._parts.registry.segments.get(lan_id)
-        self._parts.events.publish(kind, lan_id, segment.lan.name if segment else "", **attributes)
+        if segment is None:
+            self._parts.events.publish(kind, lan_id, "", **attributes)
+            return
+        ports = {member.nic.port: f"{member.container}:{member.nic.name}" for member in segment.members}
+        self._parts.events.publish(kind, lan_id, segment.lan.name, **{key: ports.get(value, value) for key, value in attributes.items()})
 
     def _lan_view(self, segment: Segment) -> LanView:
-        return LanView(segment.lan, (*segment.members, *segment.elsewhere()), tuple(self._parts.plane.paths(segment.lan)))
+        lan, plane = segment.lan, self._parts.plane
+        return LanView(lan, (*segment.members, *segment.elsewhere()), tuple(plane.paths(lan)), frozenset(plane.cut(lan)))
 
     def _find(self, ref: str) -> Held:
         return self._parts.registry.find(ref)

@@ -173,9 +173,9 @@ def _port_impairment(value: lanmodel.PortImpairment) -> lan_pb2.PortImpairment:
     )
 
 
-def member(value: lanmodel.LanMember) -> lan_pb2.LanMember:
+def member(value: lanmodel.LanMember, *, is_cut: bool = False) -> lan_pb2.LanMember:
     """A NIC on a LAN."""
-    return lan_pb2.LanMember(container_id=value.container_id, container=value.container, nic=nic(value.nic))
+    return lan_pb2.LanMember(container_id=value.container_id, container=value.container, nic=nic(value.nic), is_cut=is_cut)
 
 
 def _achieved(value: lanmodel.Achieved) -> lan_pb2.Achieved:
@@ -285,7 +285,7 @@ def lan(view: lanmodel.LanView) -> lan_pb2.Lan:
         labels=dict(value.labels),
         create_time=timestamp(value.created_at),
         bridge=value.bridge,
-        members=[member(each) for each in view.members],
+        members=[member(each, is_cut=each.nic.port in view.cut) for each in view.members],
         group=value.group,
         peers=value.peers,
         ttl=value.ttl if value.is_relayed else 0,

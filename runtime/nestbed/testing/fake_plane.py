@@ -24,12 +24,15 @@ from nestbed.testing.fake import FakeKernel
 
 
 class FakePlane:
-    """``nestbed.lan.contract.LanPlane`` in memory. ``found`` are its underlays; tests replace them, and call ``listener``."""
+    """``nestbed.lan.contract.LanPlane`` in memory. ``found`` are its underlays; tests replace them, call ``listener``, and
+    say in ``looped`` which ports are cut.
+    """
 
     def __init__(self, kernel: FakeKernel | None = None, underlays: Sequence[Underlay] = ()) -> None:
         self.kernel = kernel or FakeKernel()
         self.found = tuple(underlays)
         self.listener: PlaneListener | None = None
+        self.looped: Collection[str] = ()
         self.impaired: dict[str, tuple[Impairment, Impairment]] = {}
 
     async def open(self, listener: PlaneListener) -> None:
@@ -74,6 +77,9 @@ class FakePlane:
         if not lan.is_relayed:
             return ()
         return [LanPath(one.name, PathKind.KERNEL if one.exists and one.is_up else PathKind.DOWN) for one in self.found]
+
+    def cut(self, lan: Lan) -> Collection[str]:
+        return self.looped if lan.bridge in self.kernel.bridges else ()
 
     def port_added(self, nic: Nic, index: int) -> Sequence[bytes]:  # noqa: ARG002 - there is nothing to do
         return ()

@@ -89,10 +89,13 @@ class LanMember(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     CONTAINER_FIELD_NUMBER: _builtins.int
     NIC_FIELD_NUMBER: _builtins.int
+    IS_CUT_FIELD_NUMBER: _builtins.int
     container_id: _builtins.str
     """The container's id."""
     container: _builtins.str
     """The container's name."""
+    is_cut: _builtins.bool
+    """Whether no frame passes by it at present, because it closed a loop within its node. It is tried again every 5 seconds."""
     @_builtins.property
     def nic(self) -> _container_pb2.Nic:
         """The NIC."""
@@ -103,10 +106,11 @@ class LanMember(_message.Message):
         container_id: _builtins.str = ...,
         container: _builtins.str = ...,
         nic: _container_pb2.Nic | None = ...,
+        is_cut: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["nic", b"nic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "container_id", b"container_id", "nic", b"nic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "container_id", b"container_id", "is_cut", b"is_cut", "nic", b"nic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@
 // The program `leg` stands at the ingress of each device of a leg; `stages` says, by the device's index, what it does there and where
 // the frame goes next. Stages and doors are written by nestbed.lan.legs, which has the layouts too (a test compares them).
 #include "mld.h"
+#include "port_loops.h"
 #include "traffic.h"
 
 #include <linux/pkt_cls.h>
@@ -27,6 +28,12 @@
 struct port_key {
 	__u32 ifindex;
 	__u32 direction;
+};
+
+struct door {
+	__u64 closed_ns; // until then nothing passes: the port closed a loop
+	__u32 device;	 // of the leg that frames are led into; 0: they pass
+	__u32 unused;
 };
 
 struct stage {
@@ -71,7 +78,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, struct port_key);
-	__type(value, __u32);
+	__type(value, struct door);
 } port_doors SEC(".maps");
 
 struct {
@@ -105,12 +112,13 @@ static __always_inline struct traffic *traffic_of(const struct port_key *key)
 	return traffic;
 }
 
-static __always_inline void count(const struct port_key *key, const struct headers *headers, const struct amount *amount)
+static __always_inline struct traffic *count(const struct port_key *key, const struct headers *headers, const struct amount *amount)
 {
 	struct traffic *traffic = traffic_of(key);
 
 	if (traffic)
 		add_traffic(traffic, headers, amount);
+	return traffic;
 }
 
 static __always_inline void count_drop(const struct port_key *key, enum reason reason)
@@ -134,13 +142,81 @@ static __always_inline int enter(struct __sk_buff *skb, const struct port_key *k
 	return bpf_redirect(door, 0);
 }
 
+static __always_inline int is_closed(const struct door *door)
+{
+	return door->closed_ns && bpf_ktime_get_coarse_ns() < door->closed_ns;
+}
+
+static __always_inline void close_door(const struct port_key *key, __u64 until)
+{
+	struct door closed = {.closed_ns = until}, *door = bpf_map_lookup_elem(&port_doors, key);
+
+	if (door)
+		door->closed_ns = until;
+	else
+		bpf_map_update_elem(&port_doors, key, &closed, BPF_NOEXIST);
+}
+
+static __always_inline void close_port(__u32 port, __u32 kept, const __u8 *mac, __u64 now)
+{
+	struct port_key key = {.ifindex = port, .direction = FROM};
+
+	close_door(&key, now + CLOSED_NS);
+	key.direction = TO;
+	close_door(&key, now + CLOSED_NS);
+	note_closing(port, kept, mac, now + CLOSED_NS);
+}
+
+// Whether a frame that comes in has been on the LAN already, and went round. Of frames to one station only some are looked at, which is
+// enough for those that go round for ever.
+static __always_inline int came_round(struct __sk_buff *skb, const struct headers *headers, const struct traffic *traffic)
+{
+	__u32 port = skb->ifindex, slot, is_first;
+	struct home *home;
+	struct seen *seen;
+	__u64 hash, now;
+
+	if (!(headers->eth.h_dest[0] & 1) && traffic && traffic->all.frames % LOOKED_AT)
+		return 0;
+	home = bpf_map_lookup_elem(&port_homes, &port);
+	if (!home)
+		return 0;
+	hash = hash_of(skb, home->lan);
+	slot = (hash & ((1 << SEEN_LOG2) - 1)) | (headers->eth.h_dest[0] & 1) << SEEN_LOG2;
+	seen = bpf_map_lookup_elem(&port_seen, &slot);
+	if (!seen)
+		return 0;
+	now = bpf_ktime_get_coarse_ns();
+	if (seen->hash != hash || now - seen->at_ns > SECOND_NS) {
+		seen->hash = hash;
+		seen->at_ns = now;
+		seen->port = port;
+		seen->other = 0;
+		return 0;
+	}
+	seen->at_ns = now;
+	is_first = seen->port == port;
+	if (is_first && !seen->other)
+		return 0;
+	if (!is_first) {
+		is_first = is_mac(headers->eth.h_source, home->mac);
+		seen->other = is_first ? seen->port : port;
+		if (is_first)
+			seen->port = port;
+	}
+	if (is_storm(seen->other, now))
+		close_port(seen->other, seen->port, headers->eth.h_source, now);
+	return !is_first;
+}
+
 SEC("tc")
 int port_in(struct __sk_buff *skb)
 {
 	struct port_key key = {.ifindex = skb->ifindex, .direction = FROM};
 	struct headers headers;
+	struct traffic *traffic;
 	struct amount amount;
-	__u32 *door;
+	struct door *door;
 
 	if (skb->mark == LEG_MARK) {
 		skb->mark = 0;
@@ -148,14 +224,18 @@ int port_in(struct __sk_buff *skb)
 	}
 	read_headers(skb, &headers);
 	amount = on_the_wire(&headers, skb->len, skb->gso_size);
-	count(&key, &headers, &amount);
+	traffic = count(&key, &headers, &amount);
 	note_query(skb, &headers);
 	if (is_unasked(skb, &headers)) {
 		count_drop(&key, REASON_UNASKED);
 		return TC_ACT_SHOT;
 	}
 	door = bpf_map_lookup_elem(&port_doors, &key);
-	return door ? enter(skb, &key, *door, &amount) : TC_ACT_UNSPEC;
+	if ((door && is_closed(door)) || came_round(skb, &headers, traffic)) {
+		count_drop(&key, REASON_LOOP);
+		return TC_ACT_SHOT;
+	}
+	return door && door->device ? enter(skb, &key, door->device, &amount) : TC_ACT_UNSPEC;
 }
 
 SEC("tc")
@@ -164,7 +244,7 @@ int port_out(struct __sk_buff *skb)
 	struct port_key key = {.ifindex = skb->ifindex, .direction = TO};
 	struct headers headers;
 	struct amount amount;
-	__u32 *door;
+	struct door *door;
 
 	read_headers(skb, &headers);
 	amount = on_the_wire(&headers, skb->len, skb->gso_size);
@@ -172,8 +252,12 @@ int port_out(struct __sk_buff *skb)
 		skb->mark = 0;
 	} else {
 		door = bpf_map_lookup_elem(&port_doors, &key);
-		if (door)
-			return enter(skb, &key, *door, &amount);
+		if (door && is_closed(door)) {
+			count_drop(&key, REASON_LOOP);
+			return TC_ACT_SHOT;
+		}
+		if (door && door->device)
+			return enter(skb, &key, door->device, &amount);
 	}
 	count(&key, &headers, &amount);
 	note_query(skb, &headers);
@@ -329,12 +413,6 @@ struct {
 #define ICMPV6_ADVERTISES_ROUTER 134
 #define ICMPV6_ADVERTISES_NEIGHBOUR 136
 #define ICMPV6_REDIRECTS 137
-
-static __always_inline int is_mac(const __u8 *mac, const __u8 *other)
-{
-	return !((mac[0] ^ other[0]) | (mac[1] ^ other[1]) | (mac[2] ^ other[2]) | (mac[3] ^ other[3]) | (mac[4] ^ other[4]) |
-		 (mac[5] ^ other[5]));
-}
 
 static __always_inline int is_ipv6(const __u32 *address, const __u32 *other)
 {
