@@ -70,15 +70,18 @@ struct {
 
 static __always_inline __u64 hash_of(struct __sk_buff *skb, __u64 lan)
 {
-	__u64 words[BEGINNING / 8] = {}, hash = lan ^ skb->len;
-	__u32 length = skb->len;
+	__u64 words[BEGINNING / 8] = {}, hash = lan ^ skb->len, length = skb->len;
 
-	if (length > BEGINNING)
-		length = BEGINNING;
 	if (skb->vlan_present)
 		hash ^= (__u64)(skb->vlan_tci & 0xFFFF) << 32;
-	if (length < ETH_HLEN || bpf_skb_load_bytes(skb, 0, words, length) < 0)
+	if (length < BEGINNING) {
+		/* The verifier of 6.1 does not see by itself that it is short. */
+		asm volatile("%0 &= %1" : "+r"(length) : "i"(BEGINNING - 1));
+		if (length < ETH_HLEN || bpf_skb_load_bytes(skb, 0, words, length) < 0)
+			return 0;
+	} else if (bpf_skb_load_bytes(skb, 0, words, BEGINNING) < 0) {
 		return 0;
+	}
 #pragma unroll
 	for (int i = 0; i < BEGINNING / 8; i++) {
 		hash = (hash ^ words[i]) * 0x9E3779B97F4A7C15ULL;
