@@ -63,7 +63,8 @@ def load(text: str, name: str, kind: type, *, source: Source | None = None) -> t
         problem = " ".join(str(part) for part in (error.context, error.problem) if part)
         raise source.mistake_at(place, f"is not YAML: {problem}", reason="NOT_YAML", remedy="see https://yaml.org/spec/1.2") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise source.mistake((), f"is not YAML: {error}", reason="NOT_YAML", remedy="see https://yaml.org/spec/1.2") from error
+        problem = " ".join(str(error).split())
+        raise source.mistake((), f"is not YAML: {problem}", reason="NOT_YAML", remedy="see https://yaml.org/spec/1.2") from error
     if node is None:
         raise source.mistake((), "is empty", reason="EMPTY_FILE", remedy="see docs/experiments.md for what it holds")
     return Record(kind).read(node, (), source), source
@@ -99,9 +100,10 @@ class Scalar:
             with source.telling(path):
                 return self.parse(node.value)
         except ValueError as error:
-            last = next((str(part) for part in reversed(path) if isinstance(part, str)), "the file")
+            last = next((part for part in reversed(path) if isinstance(part, str)), "the file")
+            what = shown(node.value) if last == node.value else f"{last} {shown(node.value)}"  # keys are values of their own
             raise source.mistake(
-                path, f"{last} {shown(node.value)} {error}", reason="BAD_VALUE", remedy=f"write {self.wanted}", value=shown(node.value)
+                path, f"{what} {error}", reason="BAD_VALUE", remedy=f"write {self.wanted}", value=shown(node.value)
             ) from error
 
     def schema(self, _: dict[str, Any], /) -> dict[str, Any]:
@@ -206,9 +208,12 @@ class Record:
             note(key, here, source)
             field = fields.get(key.value) if isinstance(key, yaml.ScalarNode) else None
             if field is None:
-                what = f"{path[0]} know no word" if path and isinstance(path[0], str) else "the file knows no word"
+                what = ".".join(map(str, path)) or "the file"
                 raise source.mistake(
-                    here, f"{what} {shown(str(key.value))}", reason="UNKNOWN_KEY", remedy=nearest_remedy(str(key.value), fields)
+                    here,
+                    f"{shown(what)} knows no word {shown(str(key.value))}",
+                    reason="UNKNOWN_KEY",
+                    remedy=nearest_remedy(str(key.value), fields),
                 )
             found[key.value] = field.metadata["type"].read(child, here, source)
             if not isinstance(child, yaml.ScalarNode):

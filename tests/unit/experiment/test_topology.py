@@ -182,7 +182,7 @@ def test_the_plan_is_the_same_every_time() -> None:
         ("experiment: x\nexperiment: y\n", "v.yaml:2:1: experiment stands here for a second time", "it stands in line 1 already"),
         ("experiment: [a\n", "v.yaml:2:1: is not YAML", "see"),
         ("", "v.yaml: is empty", "see"),
-        ("experiment: x\nlans: {l: {dely: 5ms}}\n", "v.yaml:2:12: lans know no word dely", "did you mean delay?"),
+        ("experiment: x\nlans: {l: {dely: 5ms}}\n", "v.yaml:2:12: lans.l knows no word dely", "did you mean delay?"),
         ("experiment: x\nlans: {l: {delay: 5}}\n", "v.yaml:2:19: delay 5 is not written like 10ms", "write a time such as 10ms"),
         ("experiment: x\nlans: {l: {loss: 101%}}\n", "v.yaml:2:18: loss 101% is more than all", "write a fraction"),
         (
@@ -194,7 +194,7 @@ def test_the_plan_is_the_same_every_time() -> None:
         ("experiment: x\nelements: {a: {after: b}, b: {after: a}}\n", "v.yaml:2:38: b starts after a, which starts after b", "leave"),
         ("experiment: x\nelements: {a: {after: c}}\n", "v.yaml:2:23: a starts after c, which is no element", "known are: a"),
         ("experiment: x\nelements: {a: {}, 'a[1-2]': {}, a2: {}}\n", "v.yaml:2:33: a2 is declared twice", "line 2"),
-        ("experiment: x\nelements: {'a[2-1]': {}}\n", "v.yaml:2:12: a[2-1] a[2-1] is no range", "write"),
+        ("experiment: x\nelements: {'a[2-1]': {}}\n", "v.yaml:2:12: a[2-1] is no range", "write"),
         (
             "experiment: x\nlans: {l: {subnet: 10.0.0.0/24}, m: {subnet: 10.0.0.128/25}}\n",
             "v.yaml:2:46: the subnet 10.0.0.128/25 of LAN m overlaps that of LAN l",
