@@ -45,11 +45,11 @@ def draw(plan: Plan, what: str, *, expand: bool = False) -> str:
     if what == "ptopo":
         return _ptopo(plan)
     symbols, by_element = _symbols(plan, by_node=what == "both", expand=expand)
-    body = _in_clusters(plan, symbols) if what == "both" else [_symbol(symbol) for symbol in symbols]
     members = {lan.name: _members(lan.name, by_element) for lan in plan.lans.values()}
+    body = _in_clusters(plan, symbols, members) if what == "both" else [_symbol(symbol) for symbol in symbols]
     steps = {} if what == "both" else _steps(members)
     for lan in plan.lans.values():
-        body += _lan(lan.lan, members[lan.name], steps, spans=bool(lan.group) and what == "both")
+        body += _lan(lan.lan, members[lan.name], steps, spans=len(_places(members[lan.name])) > 1)
     return _graph(plan.name, body, layout="dot" if what == "both" or steps else _layout(len(symbols) + len(plan.lans)), is_long=bool(steps))
 
 
@@ -223,7 +223,7 @@ def _lan(lan: TopoLan, members: Sequence[tuple[_Drawn, str]], steps: Mapping[str
     """Edges lead away from where ``steps`` are counted from."""
     label = _lan_label(lan)
     line = ', style=dashed, color="#b91c1c"' if spans else ""
-    if len(members) == 2 and members[0][0].count == members[1][0].count == 1 and members[0][0] is not members[1][0]:
+    if not _has_hub(members):
         (one, tail), (other, head) = sorted(members, key=lambda member: steps.get(member[0].id, 0))
         ends = f"taillabel={_quoted(tail)}, headlabel={_quoted(head)}, labeldistance=1.4, len=2.2"
         return [f"  {_quoted(one.id)} -- {_quoted(other.id)} [label={_quoted(chr(10).join(label))}, {ends}{line}]"]
@@ -239,25 +239,29 @@ def _lan(lan: TopoLan, members: Sequence[tuple[_Drawn, str]], steps: Mapping[str
     return lines
 
 
-def _in_clusters(plan: Plan, symbols: Sequence[_Drawn]) -> list[str]:
+def _in_clusters(plan: Plan, symbols: Sequence[_Drawn], members: Mapping[str, Sequence[tuple[_Drawn, str]]]) -> list[str]:
+    """Each node with what it has: elements, and LANs that none but they are on. Where there is no such LAN all lines leave downwards."""
     lines: list[str] = []
     for number, (node, words) in enumerate(plan.nodes.items()):
         title = f"{node} (VM on {words.vm.host})" if words.vm else node
-        lines.append(f"  subgraph cluster_{number} {{")
-        lines.append(
-            f'    label={_quoted(title)}; labeljust=l; labelloc=b; style="rounded,filled"; color="#9ca3af"; fillcolor="#fafafa"; margin=14;'
-        )
+        hubs = [lan for lan, its in members.items() if _has_hub(its) and _places(its) == {node}]
+        look = f'labeljust=l; labelloc={"b" if hubs else "t"}; style="rounded,filled"; color="#9ca3af"; fillcolor="#fafafa"; margin=14;'
+        lines += [f"  subgraph cluster_{number} {{", f"    label={_quoted(title)}; {look}"]
         here = [symbol for symbol in symbols if symbol.node == node]
         lines += ["  " + _symbol(symbol) for symbol in here]
         if not here:
             lines.append(f'    {_quoted(f"empty:{node}")} [label="no element", shape=plaintext, style="", fontsize=9]')
-        lines += [f"    {_quoted(f'l:{lan.name}')};" for lan in plan.lans.values() if lan.nodes == (node,) and _has_hub(lan.name, symbols)]
-        lines.append("  }")
+        lines += [*(f"    {_quoted(f'l:{lan}')};" for lan in hubs), "  }"]
     return lines
 
 
-def _has_hub(lan: str, symbols: Sequence[_Drawn]) -> bool:
-    on = [symbol for symbol in symbols for nic in symbol.element.nics if nic.lan == lan]
+def _places(members: Sequence[tuple[_Drawn, str]]) -> set[str]:
+    return {symbol.node for symbol, _ in members}
+
+
+def _has_hub(members: Sequence[tuple[_Drawn, str]]) -> bool:
+    """Whether the LAN is more than a line between two."""
+    on = [symbol for symbol, _ in members]
     return not (len(on) == 2 and on[0].count == on[1].count == 1 and on[0] is not on[1])
 
 

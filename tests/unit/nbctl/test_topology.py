@@ -58,6 +58,18 @@ def test_a_picture_has_every_element_once_and_marks_lans_between_nodes(files: Pa
     assert all(f'["bot{number}"]' in text for number in range(1, 21))
 
 
+def test_lans_that_reach_into_a_node_that_is_a_virtual_machine_lie_between_nodes_too(
+    files: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    ptopo = "nodes: {alpha: {}, holder: {vm: {on: alpha}}}\nplacement: {fixed: {target: alpha, router: alpha, 'bot[1-20]': holder}}\n"
+    (files / "p.yaml").write_text(ptopo)
+    assert run(["graph", "both", "-f", "v.yaml", "--on", "p.yaml", "-o", "dot"]) == 0
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    dashed = [line for line in lines if "style=dashed" in line]
+    assert len(dashed) == 2
+    assert all('"l:left"' in line for line in dashed)
+
+
 @pytest.mark.skipif(not shutil.which("dot"), reason="needs Graphviz")
 @pytest.mark.parametrize(("form", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 @pytest.mark.parametrize("what", ["vtopo", "ptopo", "both"])
